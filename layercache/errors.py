@@ -214,9 +214,7 @@ class StoreClosedError(StoreError):
 class RegistryError(LayerCacheError):
     """The registry answered with an error. ``status`` is the HTTP status, ``code`` the OCI error code, if any."""
 
-    def __init__(
-        self, what: str, *, host: str = "", status: int | None = None, code: str = "", hint: str = ""
-    ) -> None:
+    def __init__(self, what: str, *, host: str = "", status: int | None = None, code: str = "", hint: str = "") -> None:
         self.host = host
         self.status = status
         self.code = code

@@ -13,7 +13,17 @@ import xxhash
 from layercache.errors import IntegrityError
 from layercache.oci import Digest
 
-__all__ = ["CHUNK", "FIRST", "SUM_SIZE", "ChunkSums", "Verifier", "chunk_count", "chunk_index", "chunk_range", "chunk_sum"]
+__all__ = [
+    "CHUNK",
+    "FIRST",
+    "SUM_SIZE",
+    "ChunkSums",
+    "Verifier",
+    "chunk_count",
+    "chunk_index",
+    "chunk_range",
+    "chunk_sum",
+]
 
 CHUNK = 1 << 20
 """Bytes of a chunk, but for the first mebibyte, which is two chunks."""

@@ -1,0 +1,1 @@
+"""Content-addressed, per-tenant cache of OCI image layers for model serving."""

@@ -1,0 +1,441 @@
+"""The seam to the filesystem: the only module of the store that reads or changes files.
+
+:class:`Disk` is what the store asks of a filesystem, :class:`PosixDisk` asks the kernel for it. The store never sees a
+path: everything is a name in an open directory, no link is ever followed, and a handle does not survive a fork.
+Verbs raise ``OSError``; ``_faults`` says what each one means to the store.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from layercache.errors import UnsafeRootError
+from layercache.store._faults import guarding
+
+__all__ = ["Dir", "Disk", "File", "Handle", "Kind", "PosixDisk", "Stat", "Word"]
+
+Buffer = bytes | bytearray | memoryview | mmap.mmap
+Kind = Literal["file", "dir", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What an entry is. ``links`` above one on a file means that somebody else named it too."""
+
+    kind: Kind
+    size: int
+    inode: int
+    links: int
+    mtime: float
+
+
+class Handle:
+    """An open file or directory. Closed by :meth:`Disk.close`, by fork in the child, and by nothing else."""
+
+    __slots__ = ("__weakref__", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @property
+    def closed(self) -> bool:
+        """True when this handle can no longer be used."""
+        return self.fd < 0
+
+
+class Dir(Handle):
+    """An open directory."""
+
+    __slots__ = ()
+
+
+class File(Handle):
+    """An open regular file. A lock taken through it ends with it."""
+
+    __slots__ = ()
+
+
+class Word(Protocol):
+    """Eight bytes that every process with the file open sees at once, without a system call."""
+
+    def get(self) -> int:
+        """Return the value now."""
+        ...
+
+    def set(self, value: int) -> None:
+        """Make every process see ``value``."""
+        ...
+
+
+class Disk(Protocol):
+    """One local filesystem below one directory."""
+
+    root: Dir
+    boot: str
+    """Changes with every boot of the machine: what was not flushed in another boot may be lost."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Let others run for a while (the only way the store waits)."""
+        ...
+
+    def token(self) -> str:
+        """Return a name part that nobody else has."""
+        ...
+
+    def dir(self, at: Dir, name: str) -> Dir:
+        """Open a directory; a link or a file of that name is an error."""
+        ...
+
+    def make_dir(self, at: Dir, name: str) -> None:
+        """Make a directory (0700)."""
+        ...
+
+    def create(self, at: Dir, name: str, *, exist_ok: bool = False) -> File:
+        """Open a file (0600) for reading and writing, made new unless ``exist_ok``."""
+        ...
+
+    def open(self, at: Dir, name: str) -> File:
+        """Open a regular file for reading."""
+        ...
+
+    def read(self, file: File, into: Buffer, offset: int) -> int:
+        """Fill ``into`` from ``offset``; return the count, short only at the end of the file."""
+        ...
+
+    def write(self, file: File, data: Buffer, offset: int) -> None:
+        """Write all of ``data``."""
+        ...
+
+    def reserve(self, file: File, size: int) -> None:
+        """Take the blocks for ``size`` bytes now, so that writing cannot run out of space; the size stays."""
+        ...
+
+    def truncate(self, file: File, size: int) -> None:
+        """Set the size."""
+        ...
+
+    def start_flush(self, file: File, offset: int, length: int) -> None:
+        """Begin writing a range back, so that :meth:`sync` has less to wait for. Promises nothing."""
+        ...
+
+    def sync(self, handle: Handle) -> None:
+        """Make the content of a file, or the names in a directory, survive a power cut."""
+        ...
+
+    def touch(self, file: File) -> None:
+        """Set the modification time to now."""
+        ...
+
+    def rename(self, at: Dir, name: str, to: Dir, new: str, *, replace: bool) -> None:
+        """Move an entry. Without ``replace`` an existing target is an error and stays."""
+        ...
+
+    def remove(self, at: Dir, name: str) -> None:
+        """Unlink a file, or whatever is not a directory."""
+        ...
+
+    def remove_dir(self, at: Dir, name: str) -> None:
+        """Remove an empty directory."""
+        ...
+
+    def names(self, at: Dir) -> list[str]:
+        """Return the names in a directory, in no order."""
+        ...
+
+    def stat(self, at: Dir, name: str) -> Stat | None:
+        """Return what an entry is, not following links; ``None`` where there is none."""
+        ...
+
+    def fstat(self, handle: Handle) -> Stat:
+        """Return what a handle is."""
+        ...
+
+    def lock(self, file: File, *, exclusive: bool) -> bool:
+        """Take or change the lock of this handle without waiting; false where somebody else's lock excludes it."""
+        ...
+
+    def word(self, file: File) -> Word:
+        """Map the first eight bytes of a file."""
+        ...
+
+    def free(self) -> int:
+        """Return the bytes that can still be written."""
+        ...
+
+    def holders(self, inodes: frozenset[int]) -> tuple[int, ...]:
+        """Return the ids of processes that have one of these files open, as far as we may see them."""
+        ...
+
+    def close(self, handle: Handle) -> None:
+        """Close; ends the lock taken through it. Closing twice is nothing."""
+        ...
+
+
+_H = TypeVar("_H", bound=Handle)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_RENAME_NOREPLACE = 1
+_FALLOC_FL_KEEP_SIZE = 1
+_SYNC_FILE_RANGE_WRITE = 2
+
+# Every handle of this process, so that a forked child can drop its copies: a lock belongs to the open file, and a copy
+# of it in a child would hold it after the parent's close. Closing a copy does not unlock; unlocking it would.
+_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_handles_lock = threading.Lock()
+
+
+def _drop_handles() -> None:
+    global _handles_lock  # noqa: PLW0603 - the parent may have held it in another thread
+    _handles_lock = threading.Lock()
+    for handle in list(_handles):
+        fd, handle.fd = handle.fd, -1
+        if fd >= 0:
+            os.close(fd)
+    _handles.clear()
+
+
+os.register_at_fork(after_in_child=_drop_handles)
+
+
+class _MappedWord:
+    __slots__ = ("_view",)
+
+    def __init__(self, fd: int) -> None:
+        # The mapping outlives the descriptor; it is shared memory of the page cache, so no flush is needed to be seen.
+        self._view = memoryview(mmap.mmap(fd, 8)).cast("Q")
+
+    def get(self) -> int:
+        return self._view[0]
+
+    def set(self, value: int) -> None:
+        self._view[0] = value
+
+
+class _ReadOnlyWord:
+    __slots__ = ("_view",)
+
+    def __init__(self, fd: int) -> None:
+        self._view = memoryview(mmap.mmap(fd, 8, prot=mmap.PROT_READ)).cast("Q")
+
+    def get(self) -> int:
+        return self._view[0]
+
+    def set(self, value: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(value))
+
+
+class PosixDisk:
+    """The directory ``path``, which must exist. Entries belong to the directory's owner, also where root makes them."""
+
+    def __init__(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.root = self._track(Dir(fd))
+        status = os.fstat(fd)
+        self._give_to = (status.st_uid, status.st_gid) if os.geteuid() == 0 and status.st_uid != 0 else None
+        self.boot = _boot_id()
+
+    @staticmethod
+    def open_root(path: str | os.PathLike[str]) -> PosixDisk:
+        """Return the disk below ``path``, made (0700) if it is not there.
+
+        :raises UnsafeRootError: when it is not a directory, is another user's, or can be written by others.
+        """
+        hint = "choose another root"
+        with guarding("open the root"):
+            try:
+                os.makedirs(path, mode=0o700, exist_ok=True)
+                disk = PosixDisk(os.fspath(path))
+            except (NotADirectoryError, FileExistsError) as error:
+                raise UnsafeRootError("the root is not a directory", hint=hint) from error
+            status = os.fstat(disk.root.fd)
+            if os.geteuid() not in (0, status.st_uid):
+                disk.close(disk.root)
+                raise UnsafeRootError("the root belongs to another user", hint=f"run as its owner, or {hint}")
+            if status.st_mode & 0o022:
+                disk.close(disk.root)
+                raise UnsafeRootError("others can write to the root", hint="chmod 700 it")
+            return disk
+
+    def now(self) -> float:
+        return time.time()
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def token(self) -> str:
+        return secrets.token_hex(8)
+
+    def dir(self, at: Dir, name: str) -> Dir:
+        return self._track(
+            Dir(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at.fd))
+        )
+
+    def make_dir(self, at: Dir, name: str) -> None:
+        os.mkdir(name, 0o700, dir_fd=at.fd)
+        if self._give_to is not None:
+            os.chown(name, *self._give_to, dir_fd=at.fd, follow_symlinks=False)
+
+    def create(self, at: Dir, name: str, *, exist_ok: bool = False) -> File:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = os.open(name, flags if exist_ok else flags | os.O_EXCL, 0o600, dir_fd=at.fd)
+        file = self._regular(fd, name)
+        if self._give_to is not None:
+            os.fchown(fd, *self._give_to)
+        return file
+
+    def open(self, at: Dir, name: str) -> File:
+        # NONBLOCK: a planted fifo must not make us wait for a writer.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        return self._regular(os.open(name, flags, dir_fd=at.fd), name)
+
+    def read(self, file: File, into: Buffer, offset: int) -> int:
+        view = memoryview(into)
+        done = 0
+        while done < len(view):
+            count = os.preadv(file.fd, [view[done:]], offset + done)
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def write(self, file: File, data: Buffer, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(file.fd, view, offset)
+            view = view[count:]
+            offset += count
+
+    def reserve(self, file: File, size: int) -> None:
+        if size and _libc.fallocate(file.fd, _FALLOC_FL_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(size)):
+            code = ctypes.get_errno()
+            if code not in (errno.EOPNOTSUPP, errno.ENOSYS):  # not every filesystem can; writing then finds out
+                raise OSError(code, os.strerror(code))
+
+    def truncate(self, file: File, size: int) -> None:
+        os.ftruncate(file.fd, size)
+
+    def start_flush(self, file: File, offset: int, length: int) -> None:
+        _libc.sync_file_range(file.fd, ctypes.c_long(offset), ctypes.c_long(length), _SYNC_FILE_RANGE_WRITE)
+
+    def sync(self, handle: Handle) -> None:
+        os.fsync(handle.fd)
+
+    def touch(self, file: File) -> None:
+        os.utime(file.fd)
+
+    def rename(self, at: Dir, name: str, to: Dir, new: str, *, replace: bool) -> None:
+        if replace:
+            os.rename(name, new, src_dir_fd=at.fd, dst_dir_fd=to.fd)
+            return
+        if _libc.renameat2(at.fd, os.fsencode(name), to.fd, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code), new)
+        # No such call on this filesystem. Our own processes act on one name under one lock, so looking first is enough.
+        if self.stat(to, new) is not None:
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+        os.rename(name, new, src_dir_fd=at.fd, dst_dir_fd=to.fd)
+
+    def remove(self, at: Dir, name: str) -> None:
+        os.unlink(name, dir_fd=at.fd)
+
+    def remove_dir(self, at: Dir, name: str) -> None:
+        os.rmdir(name, dir_fd=at.fd)
+
+    def names(self, at: Dir) -> list[str]:
+        return os.listdir(at.fd)
+
+    def stat(self, at: Dir, name: str) -> Stat | None:
+        try:
+            return _stat(os.stat(name, dir_fd=at.fd, follow_symlinks=False))
+        except FileNotFoundError:
+            return None
+
+    def fstat(self, handle: Handle) -> Stat:
+        return _stat(os.fstat(handle.fd))
+
+    def lock(self, file: File, *, exclusive: bool) -> bool:
+        try:
+            fcntl.flock(file.fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def word(self, file: File) -> Word:
+        if fcntl.fcntl(file.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+            return _MappedWord(file.fd)
+        return _ReadOnlyWord(file.fd)
+
+    def free(self) -> int:
+        status = os.fstatvfs(self.root.fd)
+        return status.f_bavail * status.f_frsize
+
+    def holders(self, inodes: frozenset[int]) -> tuple[int, ...]:
+        device = os.fstat(self.root.fd).st_dev
+        found = set()
+        for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+            for status in _open_files(pid):
+                if status.st_dev == device and status.st_ino in inodes:
+                    found.add(pid)
+                    break
+        return tuple(sorted(found))
+
+    def close(self, handle: Handle) -> None:
+        fd, handle.fd = handle.fd, -1
+        if fd >= 0:
+            with _handles_lock:
+                _handles.discard(handle)
+            os.close(fd)
+
+    def _regular(self, fd: int, name: str) -> File:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # a second name is somebody else's doing
+            os.close(fd)
+            raise OSError(errno.EMEDIUMTYPE, "not a plain file of ours", name)
+        return self._track(File(fd))
+
+    @staticmethod
+    def _track(handle: _H) -> _H:
+        with _handles_lock:
+            _handles.add(handle)
+        return handle
+
+
+def _stat(status: os.stat_result) -> Stat:
+    kind: Kind = "file" if stat.S_ISREG(status.st_mode) else "dir" if stat.S_ISDIR(status.st_mode) else "other"
+    return Stat(kind, status.st_size, status.st_ino, status.st_nlink, status.st_mtime)
+
+
+def _open_files(pid: int) -> Iterator[os.stat_result]:
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:  # gone, or not ours to look at
+        return
+    for name in names:
+        try:
+            yield os.stat(f"{folder}/{name}")
+        except OSError:
+            continue
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 - a kernel file
+        return file.read().strip().replace("-", "")[:12]

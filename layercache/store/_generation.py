@@ -1,0 +1,439 @@
+"""One live generation of one namespace: its blobs and what its references last meant.
+
+Every change to a published name (publish, remove, quarantine) happens under one of sixteen locks chosen by the digest,
+so that no remover can take the meta of a blob that was published a moment ago.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from layercache.errors import (
+    FormatError,
+    InUseError,
+    NamespacePurgedError,
+    NotFoundError,
+    StoreError,
+)
+from layercache.oci import Descriptor, Digest, Reference
+from layercache.store import _ingest
+from layercache.store._disk import Dir, Disk, File
+from layercache.store._faults import guarding
+from layercache.store._ingest import Ingest
+from layercache.store._layout import (
+    BLOBS,
+    FENCE,
+    IN,
+    LOCKS,
+    META,
+    QUARANTINE,
+    REFS,
+    Meta,
+    Ref,
+    Slot,
+    SlotState,
+    blob_name,
+    generation_name,
+    parse_blob_name,
+    ref_name,
+    shard,
+)
+from layercache.store._read import Blob
+
+__all__ = ["Generation"]
+
+_log = logging.getLogger("layercache.store")
+
+_RECORD_MOST = 64 << 20  # the sums of a blob of 4 TiB
+_READER_PATIENCE = 0.05
+_LOCK_PATIENCE = 5.0
+
+
+class Generation:
+    """The handle every content verb of the store lives on. Safe to use from several threads.
+
+    Once the generation is fenced by a purge, in whatever process, every verb raises :class:`NamespacePurgedError`.
+    """
+
+    def __init__(self, disk: Disk, slots: Dir, data: Dir, slot: Slot, generation: int, *, writable: bool) -> None:
+        self.disk = disk
+        self.slot = slot
+        self.generation = generation
+        self._state = str(SlotState("live", generation))
+        opened: list[Dir] = []
+        try:
+            for at, name in ((slots, slot), (data, generation_name(slot, generation))):
+                opened.append(disk.dir(at, name))
+            opened.extend(disk.dir(opened[1], name) for name in (IN, BLOBS, META, REFS, LOCKS, QUARANTINE))
+            fence = disk.create(opened[1], FENCE, exist_ok=True) if writable else disk.open(opened[1], FENCE)
+            try:
+                self._word = disk.word(fence)
+            finally:
+                disk.close(fence)
+        except OSError:
+            for handle in opened:
+                disk.close(handle)
+            raise
+        self._slot_dir, self._dir, self.incoming, self._blobs, self._meta, self._refs, self._locks, self._bad = opened
+        self._opened = opened
+
+    # -- the fence
+
+    @property
+    def fenced(self) -> bool:
+        """True once a purge of this generation began. Costs no system call."""
+        return self._word.get() != 0
+
+    def check(self) -> None:
+        """Raise :class:`NamespacePurgedError` once a purge began. Costs no system call."""
+        if self._word.get() != 0:
+            raise NamespacePurgedError("the namespace was purged", hint="get a new handle to begin anew")
+
+    def check_slot(self) -> None:
+        """Do as :meth:`check`, and look at the slot itself, which is the truth: for whoever publishes."""
+        self.check()
+        if self.disk.stat(self._slot_dir, self._state) is None:
+            raise NamespacePurgedError("the namespace was purged", hint="get a new handle to begin anew")
+
+    # -- reading
+
+    def open(self, digest: Digest) -> Blob:
+        """Return a blob, open and leased.
+
+        Damage that shows at opening moves the blob aside and is a miss.
+
+        :raises NotFoundError: when it is not here.
+        :raises InUseError: when somebody changes it just now and did not finish within 50 ms.
+        """
+        blob = self._open(digest)
+        if blob is None and self.has(digest):
+            with guarding(f"move {digest} aside"), self.digest_lock(digest):
+                blob = self.open_locked(digest)
+        self.check()
+        if blob is None:
+            raise NotFoundError(f"{digest} is not in this namespace", hint="pull it")
+        return blob
+
+    def open_locked(self, digest: Digest) -> Blob | None:
+        """Do as :meth:`open` where the digest's lock is held; ``None`` when it is not here."""
+        blob = self._open(digest)
+        if blob is None and self.has(digest):
+            self._move_aside(digest, "its record is missing or damaged")
+        return blob
+
+    def has(self, digest: Digest) -> bool:
+        """Tell whether a blob of that name is here. Only opening it tells whether it is sound."""
+        name = blob_name(digest)
+        try:
+            blobs = self.disk.dir(self._blobs, shard(name))
+        except FileNotFoundError:
+            return False
+        try:
+            return self.disk.stat(blobs, name) is not None
+        finally:
+            self.disk.close(blobs)
+
+    def digests(self) -> Iterator[Digest]:
+        """Yield the digests of the blobs that are here, in no order. Reads directories only."""
+        with guarding("list blobs"):
+            for folder in sorted(self.disk.names(self._blobs)):
+                try:
+                    blobs = self.disk.dir(self._blobs, folder)
+                except OSError:
+                    continue  # not a directory: not ours
+                try:
+                    names = self.disk.names(blobs)
+                finally:
+                    self.disk.close(blobs)
+                for name in sorted(names):
+                    digest = parse_blob_name(name)
+                    if digest is not None and shard(name) == folder:
+                        yield digest
+        self.check()
+
+    def verified(self, digest: Digest) -> float:
+        """Return when the blob's content was last compared with its digest (seconds since the epoch)."""
+        with guarding(f"look at {digest}"), self._shard(self._meta, digest) as metas:
+            status = self.disk.stat(metas, blob_name(digest)) if metas is not None else None
+        return status.mtime if status is not None else 0.0
+
+    # -- writing
+
+    def begin(self, descriptor: Descriptor) -> Ingest | None:
+        """Return the right to write a blob; ``None`` where another writer has it, or has published it just now.
+
+        :raises NoSpaceError: when the disk has no room for it.
+        """
+        self.check()
+        return _ingest.begin(self, descriptor)
+
+    def mark_verified(self, digest: Digest) -> None:
+        """Record that the content was compared with its digest just now."""
+        with guarding(f"mark {digest}"), self._shard(self._meta, digest) as metas:
+            if metas is None:
+                return
+            file = self.disk.open(metas, blob_name(digest))
+            try:
+                self.disk.touch(file)
+            finally:
+                self.disk.close(file)
+
+    def remove(self, digest: Digest) -> int:
+        """Drop a blob and return its size.
+
+        :raises NotFoundError: when it is not here.
+        :raises InUseError: when somebody has it open; it stays.
+        """
+        with guarding(f"remove {digest}"), self.digest_lock(digest):
+            self.check_slot()
+            with self._shard(self._blobs, digest) as blobs:
+                name = blob_name(digest)
+                if blobs is None or self.disk.stat(blobs, name) is None:
+                    raise NotFoundError(f"{digest} is not in this namespace")
+                file = self.disk.open(blobs, name)
+                try:
+                    if not self.disk.lock(file, exclusive=True):
+                        holders = self.disk.holders(frozenset({self.disk.fstat(file).inode}))
+                        raise InUseError(f"{digest} is open", holders=holders, hint="close it first")
+                    size = self.disk.fstat(file).size
+                    # The file goes before its record: what the record alone leaves is swept, a file alone holds bytes.
+                    self.disk.remove(blobs, name)
+                    self.disk.sync(blobs)
+                finally:
+                    self.disk.close(file)
+            self._forget_meta(digest)
+        return size
+
+    def quarantine(self, blob: Blob, why: str) -> None:
+        """Move a damaged blob aside, so that it is a miss from now on. Others who read it go on, chunk by chunk."""
+        try:
+            with guarding(f"move {blob.digest} aside"), self.digest_lock(blob.digest):
+                self._move_aside(blob.digest, why, inode=self.disk.fstat(blob.file).inode)
+        except (StoreError, NamespacePurgedError) as error:
+            _log.warning("%s is damaged (%s) and could not be moved aside: %s", blob.digest, why, error)
+
+    # -- references
+
+    def set_ref(self, ref: Ref) -> None:
+        """Remember what a reference resolved to."""
+        with guarding("record a reference"):
+            self.check_slot()
+            temporary = self.write_temporary(ref.pack())
+            self.disk.rename(self.incoming, temporary, self._refs, ref_name(ref.reference), replace=True)
+            self.disk.sync(self._refs)
+
+    def get_ref(self, reference: Reference) -> Ref | None:
+        """Return what a reference resolved to last; ``None`` when it never did, or its record is damaged."""
+        ref = self._read_ref(ref_name(reference))
+        self.check()
+        return ref if ref is not None and ref.reference == reference else None
+
+    def refs(self) -> Iterator[Ref]:
+        """Yield every reference's record."""
+        with guarding("list references"):
+            names = self.disk.names(self._refs)
+        for name in sorted(names):
+            ref = self._read_ref(name)
+            if ref is not None and ref_name(ref.reference) == name:
+                yield ref
+        self.check()
+
+    def remove_ref(self, reference: Reference) -> None:
+        """Forget a reference. Nothing happens where it is not known."""
+        with guarding("forget a reference"):
+            self.check_slot()
+            try:
+                self.disk.remove(self._refs, ref_name(reference))
+            except FileNotFoundError:
+                return
+            self.disk.sync(self._refs)
+
+    def close(self) -> None:
+        """Close the directories. Open blobs stay open."""
+        for handle in self._opened:
+            self.disk.close(handle)
+
+    # -- for the other rooms of the store
+
+    def write_temporary(self, raw: bytes) -> str:
+        """Write a durable file of a fresh name into ``in/`` and return the name."""
+        disk = self.disk
+        name = f"tmp.{disk.boot}.{disk.token()}"
+        file = disk.create(self.incoming, name)
+        try:
+            disk.write(file, raw, 0)
+            disk.sync(file)
+        except OSError:
+            disk.remove(self.incoming, name)
+            raise
+        finally:
+            disk.close(file)
+        return name
+
+    @contextmanager
+    def digest_lock(self, digest: Digest) -> Iterator[None]:
+        """Hold the lock under which the names of ``digest`` change. Held for a few system calls, never for a transfer."""
+        disk = self.disk
+        file = disk.create(self._locks, digest.encoded[0], exist_ok=True)
+        try:
+            waited = 0.0
+            while not disk.lock(file, exclusive=True):
+                if waited >= _LOCK_PATIENCE:
+                    raise StoreError("a lock of the store was not released", hint="look for a stopped process")
+                disk.pause(0.001)
+                waited += 0.001
+            yield
+        finally:
+            disk.close(file)
+
+    def shard_for_write(self, digest: Digest) -> tuple[Dir, Dir]:
+        """Return the two directories a blob and its record go to, made where they are not there yet."""
+        folder = shard(blob_name(digest))
+        return self._make_dir(self._blobs, folder), self._make_dir(self._meta, folder)
+
+    def lease(self, digest: Digest, meta: Meta, *, writer: File) -> Blob:
+        """Return the blob that ``writer`` has just published, leased without a gap."""
+        disk, name = self.disk, blob_name(digest)
+        disk.lock(writer, exclusive=False)  # ours alone until now, so this cannot be refused
+        with self._shard(self._blobs, digest) as blobs:
+            if blobs is None:
+                raise FileNotFoundError(errno.ENOENT, "gone", name)
+            file = disk.open(blobs, name)
+        if not disk.lock(file, exclusive=False):
+            disk.close(file)
+            raise BlockingIOError(errno.EWOULDBLOCK, "a shared lock was refused beside another", name)
+        return self._blob(file, meta)
+
+    # -- inside
+
+    def _open(self, digest: Digest) -> Blob | None:
+        """Return the blob, or ``None`` where it is not here or not sound."""
+        disk, name = self.disk, blob_name(digest)
+        with guarding(f"open {digest}"), self._shard(self._blobs, digest) as blobs:
+            if blobs is None:
+                return None
+            try:
+                file = disk.open(blobs, name)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.EMEDIUMTYPE, errno.ENXIO):
+                    return None  # a link, fifo or device was planted under the name
+                raise
+            try:
+                waited = 0.0
+                while not disk.lock(file, exclusive=False):
+                    if waited >= _READER_PATIENCE:
+                        raise InUseError(f"{digest} is being changed", hint="try again")
+                    disk.pause(0.002)
+                    waited += 0.002
+                # With the lock in hand: the name may have been taken away between open and lock.
+                named = disk.stat(blobs, name)
+                status = disk.fstat(file)
+                meta = self._read_meta(digest) if named is not None and named.inode == status.inode else None
+                if meta is not None and meta.size == status.size:
+                    blob = self._blob(file, meta)
+                    file = None  # type: ignore[assignment]
+                    return blob
+                return None
+            finally:
+                if file is not None:
+                    disk.close(file)
+
+    def _blob(self, file: File, meta: Meta) -> Blob:
+        return Blob(
+            self.disk,
+            file,
+            meta,
+            check=self.check,
+            report=lambda blob: self.quarantine(blob, "its content does not match"),
+        )
+
+    def _read_meta(self, digest: Digest) -> Meta | None:
+        with self._shard(self._meta, digest) as metas:
+            raw = None if metas is None else self._read_record(metas, blob_name(digest))
+        try:
+            meta = None if raw is None else Meta.unpack(raw)
+        except FormatError:
+            return None
+        return meta if meta is not None and meta.digest == digest else None
+
+    def _read_ref(self, name: str) -> Ref | None:
+        with guarding("read a reference"):
+            raw = self._read_record(self._refs, name)
+        try:
+            return None if raw is None else Ref.unpack(raw)
+        except FormatError:
+            return None
+
+    def _read_record(self, at: Dir, name: str) -> bytes | None:
+        disk = self.disk
+        try:
+            file = disk.open(at, name)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP, errno.EMEDIUMTYPE, errno.ENXIO, errno.EISDIR):
+                return None
+            raise
+        try:
+            size = disk.fstat(file).size
+            if size > _RECORD_MOST:
+                return None
+            raw = bytearray(size)
+            return bytes(raw[: disk.read(file, raw, 0)])
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return None  # unreadable is as good as damaged
+            raise
+        finally:
+            disk.close(file)
+
+    def _move_aside(self, digest: Digest, why: str, inode: int | None = None) -> None:
+        disk, name = self.disk, blob_name(digest)
+        with self._shard(self._blobs, digest) as blobs:
+            status = None if blobs is None else disk.stat(blobs, name)
+            if blobs is None or status is None or (inode is not None and status.inode != inode):
+                return  # replaced or removed meanwhile
+            self.check_slot()
+            disk.rename(blobs, name, self._bad, f"{name}.{disk.token()}", replace=False)
+            disk.sync(blobs)
+            disk.sync(self._bad)
+        self._forget_meta(digest)
+        _log.warning("%s is damaged: %s; moved aside, it will be fetched again", digest, why)
+
+    def _forget_meta(self, digest: Digest) -> None:
+        with self._shard(self._meta, digest) as metas:
+            if metas is None:
+                return
+            try:
+                self.disk.remove(metas, blob_name(digest))
+            except FileNotFoundError:
+                return
+            self.disk.sync(metas)
+
+    @contextmanager
+    def _shard(self, at: Dir, digest: Digest) -> Iterator[Dir | None]:
+        try:
+            folder = self.disk.dir(at, shard(blob_name(digest)))
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            yield folder
+        finally:
+            self.disk.close(folder)
+
+    def _make_dir(self, at: Dir, name: str) -> Dir:
+        try:
+            return self.disk.dir(at, name)
+        except FileNotFoundError:
+            pass
+        try:
+            self.disk.make_dir(at, name)
+        except FileExistsError:
+            pass  # another digest of this shard was faster
+        # Also when another made it: it may not have come to its fsync yet, and our blob must not hang from a lost name.
+        self.disk.sync(at)
+        return self.disk.dir(at, name)

@@ -1,0 +1,227 @@
+"""One invisible write: feed, then commit or abort. Commit is the only door into visibility."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from layercache.errors import LayerCacheError
+from layercache.integrity import CHUNK, SUM_SIZE, ChunkSums, Verifier, chunk_range, chunk_sum
+from layercache.oci import Descriptor, DiffID, MediaType
+from layercache.store._disk import File
+from layercache.store._faults import guarding, store_error
+from layercache.store._layout import Meta, Partial, blob_name
+from layercache.store._read import Blob
+
+if TYPE_CHECKING:
+    from layercache.store._generation import Generation
+
+__all__ = ["Ingest", "begin"]
+
+_FLUSH = 32 * CHUNK
+"""Write-back is started each time so many bytes are in, so that the fsync at the end has little left to do."""
+
+_RESUMABLE = 4 * CHUNK
+"""Blobs below this are fetched anew after an interruption: keeping sums for them costs more than it saves."""
+
+
+class Ingest:
+    """A blob on its way in, known to nobody but this handle, which holds the lock of its partial file.
+
+    Feed the bytes from :attr:`offset` on. A partial that is not committed stays for the next attempt where it is
+    worth keeping (:meth:`suspend`), or goes (:meth:`abort`).
+    """
+
+    def __init__(self, generation: Generation, partial: Partial, file: File, sums: File | None) -> None:
+        self._generation = generation
+        self._disk = generation.disk
+        self._partial = partial
+        self._file = file
+        self._sums_file = sums
+        self._sums = ChunkSums()
+        self._kept = 0  # bytes of sums that are in the sums file
+        self._verifier = Verifier(partial.digest, partial.size)
+        self._flushed = 0
+        self._open = True
+        self._named = True
+
+    @property
+    def offset(self) -> int:
+        """Bytes that are in so far: where the next :meth:`feed` goes."""
+        return self._verifier.taken
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take the next bytes.
+
+        :raises IntegrityError: when they are more than the descriptor promised.
+        :raises StoreError: when the disk fails; the partial is gone then.
+        :raises NamespacePurgedError: when the namespace was purged meanwhile.
+        """
+        start = self._verifier.taken
+        try:
+            self._generation.check()
+            self._verifier.feed(data)
+            with guarding("write a blob"):
+                self._disk.write(self._file, data, start)
+                self._sums.feed(data)
+                self._keep_sums()
+                if self.offset - self._flushed >= _FLUSH:
+                    self._disk.start_flush(self._file, self._flushed, self.offset - self._flushed)
+                    self._flushed = self.offset
+        except LayerCacheError:
+            self.abort()
+            raise
+
+    def commit(self, *, media_type: MediaType, diff_id: DiffID | None, origin: str) -> Blob:
+        """Publish the blob and return it open: whole, verified and durable, or not at all.
+
+        :raises IntegrityError: when size or digest is wrong; nothing is left behind.
+        :raises StoreError: when the disk fails; nothing is visible.
+        :raises NamespacePurgedError: when the namespace was purged meanwhile.
+        """
+        generation, disk, digest = self._generation, self._disk, self._partial.digest
+        temporary: str | None = None
+        try:
+            self._verifier.finish()
+            meta = Meta(
+                digest=digest,
+                size=self._partial.size,
+                media_type=media_type,
+                diff_id=diff_id,
+                origin=origin,
+                created=disk.now(),
+                sums=self._sums.finish(),
+            )
+            with guarding("publish a blob"):
+                # An error of this fsync means that the bytes may be gone while the kernel calls them clean: a second
+                # fsync could succeed. The file is dropped, whatever comes after.
+                disk.sync(self._file)
+                temporary = generation.write_temporary(meta.pack())
+                name = blob_name(digest)
+                with generation.digest_lock(digest):
+                    generation.check_slot()
+                    if (blob := generation.open_locked(digest)) is not None:
+                        return blob  # somebody else was first
+                    blobs, metas = generation.shard_for_write(digest)
+                    try:
+                        # The order is the protocol: meta, its directory, then data, its directory. The data's name is
+                        # the commit point; a power cut before it leaves a meta that recovery sweeps.
+                        disk.rename(generation.incoming, temporary, metas, name, replace=True)
+                        temporary = None
+                        disk.sync(metas)
+                        disk.rename(generation.incoming, self._partial.data, blobs, name, replace=False)
+                        self._named = False
+                        disk.sync(blobs)
+                    finally:
+                        disk.close(blobs)
+                        disk.close(metas)
+                    generation.check_slot()
+                    # Until now our exclusive lock kept readers off the name, so nobody saw it before it was durable.
+                    return generation.lease(digest, meta, writer=self._file)
+        finally:
+            self._drop(temporary)
+
+    def suspend(self) -> None:
+        """Stop here and keep what is in for the next attempt, if it is worth keeping. Visible to nobody."""
+        if self._open and self._sums_file is not None and self.offset >= CHUNK:
+            self._close()
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Forget it all."""
+        self._drop(None)
+
+    def __enter__(self) -> Ingest:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.suspend()
+
+    def _keep_sums(self) -> None:
+        if self._sums_file is not None and len(self._sums.sums) > self._kept:
+            self._disk.write(self._sums_file, memoryview(self._sums.sums)[self._kept :], self._kept)
+            self._kept = len(self._sums.sums)
+
+    def resume(self) -> None:
+        """Take in what an earlier attempt left, as far as its chunk sums vouch for it; drop the rest."""
+        if self._sums_file is None:
+            self._disk.truncate(self._file, 0)
+            return
+        sums = bytearray(self._disk.fstat(self._sums_file).size // SUM_SIZE * SUM_SIZE)
+        held = min(self._disk.fstat(self._file).size, self._partial.size)
+        del sums[self._disk.read(self._sums_file, sums, 0) :]
+        buffer = bytearray(CHUNK)
+        for index in range(len(sums) // SUM_SIZE):
+            start, end = chunk_range(index, self._partial.size)
+            view = memoryview(buffer)[: max(0, end - start)]
+            if not view or end > held or self._disk.read(self._file, view, start) < len(view):
+                break
+            if chunk_sum(view) != sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]:
+                break
+            self._verifier.feed(view)
+            self._sums.feed(view)
+        self._kept = len(self._sums.sums)
+        self._disk.truncate(self._sums_file, self._kept)
+        self._disk.truncate(self._file, self.offset)
+        self._flushed = self.offset
+
+    def _drop(self, temporary: str | None) -> None:
+        if not self._open:
+            return
+        # The names go before the lock does: after it, a name may belong to the next attempt.
+        names = [temporary, self._partial.data if self._named else None]
+        if self._sums_file is not None:
+            names.append(self._partial.sums)
+        for name in filter(None, names):
+            try:
+                self._disk.remove(self._generation.incoming, name)
+            except OSError:
+                continue  # published, or swept with its generation; what is left is found by the next sweep
+        self._close()
+
+    def _close(self) -> None:
+        self._open = False
+        self._disk.close(self._file)
+        if self._sums_file is not None:
+            self._disk.close(self._sums_file)
+
+
+def begin(generation: Generation, descriptor: Descriptor) -> Ingest | None:
+    """Return the right to write a blob, or ``None`` where another writer has it or has just published it.
+
+    Space for all of it is taken now.
+
+    :raises NoSpaceError: when there is not enough.
+    """
+    disk = generation.disk
+    partial = Partial(descriptor.digest, descriptor.size, disk.boot)
+    with guarding("begin a blob"):
+        file = disk.create(generation.incoming, partial.data, exist_ok=True)
+    ingest: Ingest | None = None
+    try:
+        if not disk.lock(file, exclusive=True):
+            return None
+        # The last writer may have renamed or removed the name after we opened it: then this is not a partial any more.
+        named = disk.stat(generation.incoming, partial.data)
+        if named is None or named.inode != disk.fstat(file).inode or generation.has(descriptor.digest):
+            if named is not None and named.inode == disk.fstat(file).inode:
+                disk.remove(generation.incoming, partial.data)
+            return None
+        sums = None
+        if descriptor.size >= _RESUMABLE:
+            sums = disk.create(generation.incoming, partial.sums, exist_ok=True)
+        ingest = Ingest(generation, partial, file, sums)
+        ingest.resume()
+        disk.reserve(file, descriptor.size)
+    except OSError as error:
+        if ingest is not None:
+            ingest.abort()
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            disk.remove(generation.incoming, partial.data)
+        raise store_error(error, f"take space for {descriptor.size} bytes") from error
+    else:
+        return ingest
+    finally:
+        if ingest is None:
+            disk.close(file)

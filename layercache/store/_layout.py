@@ -1,0 +1,325 @@
+"""Names on disk, both ways, and the two small records (format and meta). docs/format.md is the same in prose."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import xxhash
+
+from layercache.errors import FormatError, InvalidNamespaceError, LayerCacheError
+from layercache.integrity import SUM_SIZE, chunk_count
+from layercache.oci import Descriptor, DiffID, Digest, MediaType, Reference
+
+__all__ = [
+    "BLOBS",
+    "DATA",
+    "FENCE",
+    "FORMAT",
+    "IN",
+    "LOCKS",
+    "META",
+    "NAME",
+    "PINS",
+    "QUARANTINE",
+    "RECEIPTS",
+    "REFS",
+    "ROOT_KEY",
+    "ROOT_LOCK",
+    "SLOTS",
+    "SLOT_LOCK",
+    "TRASH",
+    "Meta",
+    "NamespaceName",
+    "Partial",
+    "Ref",
+    "Slot",
+    "SlotState",
+    "blob_name",
+    "format_record",
+    "generation_name",
+    "is_slot",
+    "parse_blob_name",
+    "parse_format",
+    "parse_generation_name",
+    "parse_partial",
+    "ref_name",
+    "shard",
+    "slot_name",
+]
+
+FORMAT, ROOT_LOCK, ROOT_KEY = "FORMAT", "root.lock", "root.key"
+SLOTS, DATA, TRASH, RECEIPTS = "slots", "data", "trash", "receipts"
+SLOT_LOCK = "lock"
+BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
+    "blobs",
+    "meta",
+    "in",
+    "refs",
+    "pins",
+    "locks",
+    "bad",
+    "fence",
+    "name",
+)
+
+_VERSION = 1
+_FEATURES: frozenset[str] = frozenset()
+_HEX_NAME = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?")
+_SLOT = re.compile(r"[0-9a-f]{40}")
+_GENERATION = re.compile(r"([0-9a-f]{40})\.([1-9][0-9]{0,17})")
+_STATE = re.compile(r"(live|purging|dead)\.([1-9][0-9]{0,17})")
+_PARTIAL = re.compile(r"([0-9a-f]{64}(?:[0-9a-f]{64})?)\.(0|[1-9][0-9]{0,18})\.([0-9a-f]{1,32})\.(part|sums)")
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceName:
+    """A tenant's name for a namespace: any non-empty text of at most 255 bytes. It never becomes part of a path."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        try:
+            size = len(self.text.encode())
+        except UnicodeEncodeError:
+            raise InvalidNamespaceError("a namespace name must be text that UTF-8 can encode") from None
+        if not 0 < size <= 255:
+            raise InvalidNamespaceError(f"a namespace name has 1 to 255 bytes, not {size}")
+
+    def __repr__(self) -> str:
+        return "NamespaceName(...)"  # a tenant's name does not belong in logs
+
+
+Slot = str
+"""Keyed hash of a namespace name: what stands for it on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """The one fact about a namespace: which generation it is in, and whether that lives."""
+
+    state: str
+    generation: int
+
+    def __str__(self) -> str:
+        return f"{self.state}.{self.generation}"
+
+    @staticmethod
+    def parse(name: str) -> SlotState | None:
+        """Return the state that a name in a slot stands for; ``None`` for any other name."""
+        match = _STATE.fullmatch(name)
+        return SlotState(match[1], int(match[2])) if match else None
+
+
+def slot_name(key: bytes, name: NamespaceName) -> Slot:
+    """Return the slot of a namespace: HMAC-SHA256 under the root's key, cut to 160 bits."""
+    return hmac.new(key, name.text.encode(), hashlib.sha256).hexdigest()[:40]
+
+
+def is_slot(name: str) -> bool:
+    """Tell whether a name in ``slots/`` can be one of ours."""
+    return _SLOT.fullmatch(name) is not None
+
+
+def generation_name(slot: Slot, generation: int) -> str:
+    """Return the directory of one generation of one namespace."""
+    return f"{slot}.{generation}"
+
+
+def parse_generation_name(name: str) -> tuple[Slot, int] | None:
+    """Undo :func:`generation_name`; ``None`` for any other name."""
+    match = _GENERATION.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def blob_name(digest: Digest) -> str:
+    """Return the file name of a blob: the encoded part of its digest. Its length tells the algorithm."""
+    return digest.encoded
+
+
+def parse_blob_name(name: str) -> Digest | None:
+    """Undo :func:`blob_name`; ``None`` for any other name."""
+    if not _HEX_NAME.fullmatch(name):
+        return None
+    return Digest.parse(f"{'sha256' if len(name) == 64 else 'sha512'}:{name}")
+
+
+def shard(name: str) -> str:
+    """Return the directory that a blob's name is kept in."""
+    return name[:2]
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The name of an unfinished write: bound to what it will be and to the boot in which its bytes can be trusted."""
+
+    digest: Digest
+    size: int
+    boot: str
+
+    @property
+    def data(self) -> str:
+        """Name of the bytes so far. Its lock is the right to write it."""
+        return f"{self.digest.encoded}.{self.size}.{self.boot}.part"
+
+    @property
+    def sums(self) -> str:
+        """Name of the sums of the whole chunks so far."""
+        return f"{self.digest.encoded}.{self.size}.{self.boot}.sums"
+
+
+def parse_partial(name: str) -> Partial | None:
+    """Undo :attr:`Partial.data` and :attr:`Partial.sums`; ``None`` for any other name."""
+    match = _PARTIAL.fullmatch(name)
+    digest = parse_blob_name(match[1]) if match else None
+    return Partial(digest, int(match[2]), match[3]) if match and digest else None
+
+
+def format_record() -> bytes:
+    """Return the content of ``FORMAT``."""
+    return json.dumps({"layercache": _VERSION, "features": sorted(_FEATURES)}).encode() + b"\n"
+
+
+def parse_format(raw: bytes) -> None:
+    """Check that this version reads and writes a root with this ``FORMAT``.
+
+    :raises FormatError: for another version, or a feature this version does not know.
+    """
+    try:
+        record = json.loads(raw)
+        version, features = record["layercache"], set(record["features"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError("the FORMAT file is damaged", hint="restore it, or start with an empty root") from error
+    if version != _VERSION:
+        raise FormatError(f"the root has format {version!r}, not {_VERSION}", hint="use the version that made it")
+    if unknown := features - _FEATURES:
+        names = ", ".join(sorted(map(str, unknown)))
+        raise FormatError(f"the root uses features this version lacks: {names}", hint="use a newer version")
+
+
+def ref_name(reference: Reference) -> str:
+    """Return the file name of a reference's record. References hold ``/`` and may be longer than a name can be."""
+    return hashlib.sha256(str(reference).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """What a reference last resolved to. ``resolved`` is in seconds since the epoch."""
+
+    reference: Reference
+    descriptor: Descriptor
+    resolved: float
+
+    def pack(self) -> bytes:
+        """Return the record as stored: JSON, then its XXH3-128, as ``meta``."""
+        fields = {
+            "reference": str(self.reference),
+            "descriptor": {
+                "mediaType": str(self.descriptor.media_type),
+                "digest": str(self.descriptor.digest),
+                "size": self.descriptor.size,
+            },
+            "resolved": self.resolved,
+        }
+        return _pack(_REF_MAGIC, fields, b"")
+
+    @staticmethod
+    def unpack(raw: bytes) -> Ref:
+        """Undo :meth:`pack`.
+
+        :raises FormatError: when the record is not whole or not sensible.
+        """
+        fields, _ = _unpack(_REF_MAGIC, raw)
+        try:
+            descriptor = Descriptor.parse(fields["descriptor"])
+            return Ref(Reference.parse(_text(fields["reference"])), descriptor, float(fields["resolved"]))
+        except (LayerCacheError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise FormatError("a reference record is damaged") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What is known of a published blob. ``created`` is in seconds since the epoch, ``origin`` says where from."""
+
+    digest: Digest
+    size: int
+    media_type: MediaType
+    diff_id: DiffID | None
+    origin: str
+    created: float
+    sums: bytes
+
+    def pack(self) -> bytes:
+        """Return the record as stored: magic, length, JSON, chunk sums, XXH3-128 of all that."""
+        fields = {
+            "digest": str(self.digest),
+            "size": self.size,
+            "media_type": str(self.media_type),
+            "diff_id": None if self.diff_id is None else str(self.diff_id),
+            "origin": self.origin,
+            "created": self.created,
+        }
+        return _pack(_META_MAGIC, fields, self.sums)
+
+    @staticmethod
+    def unpack(raw: bytes) -> Meta:
+        """Undo :meth:`pack`.
+
+        :raises FormatError: when the record is not whole or not sensible.
+        """
+        fields, sums = _unpack(_META_MAGIC, raw)
+        try:
+            size = fields["size"]
+            if type(size) is not int or size < 0 or len(sums) != chunk_count(size) * SUM_SIZE:
+                raise FormatError("a meta record has the wrong number of chunk sums")
+            diff_id = fields["diff_id"]
+            return Meta(
+                digest=Digest.parse(_text(fields["digest"])),
+                size=size,
+                media_type=MediaType.parse(_text(fields["media_type"])),
+                diff_id=None if diff_id is None else DiffID(Digest.parse(_text(diff_id))),
+                origin=_text(fields["origin"]),
+                created=float(fields["created"]),
+                sums=sums,
+            )
+        except FormatError:
+            raise
+        except (LayerCacheError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise FormatError("a meta record is damaged") from error
+
+
+_META_MAGIC, _REF_MAGIC = b"LCmeta1\n", b"LCref_1\n"
+_HEAD = struct.Struct(">8sI")
+
+
+def _pack(magic: bytes, fields: dict[str, Any], tail: bytes) -> bytes:
+    body = json.dumps(fields, separators=(",", ":")).encode()
+    raw = _HEAD.pack(magic, len(body)) + body + tail
+    return raw + xxhash.xxh3_128_digest(raw)
+
+
+def _unpack(magic: bytes, raw: bytes) -> tuple[dict[str, Any], bytes]:
+    if len(raw) < _HEAD.size + SUM_SIZE or xxhash.xxh3_128_digest(raw[:-SUM_SIZE]) != raw[-SUM_SIZE:]:
+        raise FormatError("a record does not match its own checksum")
+    found, length = _HEAD.unpack_from(raw)
+    tail = _HEAD.size + length
+    if found != magic or tail > len(raw) - SUM_SIZE:
+        raise FormatError("a record is of another kind")
+    try:
+        fields = json.loads(raw[_HEAD.size : tail])
+    except (ValueError, RecursionError) as error:
+        raise FormatError("a record does not parse") from error
+    if not isinstance(fields, dict):
+        raise FormatError("a record is not an object")
+    return fields, raw[tail:-SUM_SIZE]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value

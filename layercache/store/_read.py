@@ -1,0 +1,170 @@
+"""An open blob: leased, and verified chunk by chunk before a byte is given out."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Callable, Iterator
+
+from layercache.errors import IntegrityError
+from layercache.integrity import CHUNK, FIRST, SUM_SIZE, Verifier, chunk_index, chunk_range, chunk_sum
+from layercache.oci import Digest
+from layercache.store._disk import Disk, File
+from layercache.store._faults import guarding
+from layercache.store._layout import Meta
+
+__all__ = ["Blob"]
+
+_STRIDE = 8 * CHUNK
+"""Bytes of one sequential read. Beside a busy Python thread every call that drops the GIL waits up to 5 ms to get it
+back, so there must be few of them."""
+
+_POOLED = 4
+_pool: list[mmap.mmap] = []
+_pool_lock = threading.Lock()
+
+
+def _take() -> mmap.mmap:
+    # Page-aligned and reused: the kernel copies into an unaligned heap buffer several times slower on some CPUs.
+    with _pool_lock:
+        if _pool:
+            return _pool.pop()
+    return mmap.mmap(-1, _STRIDE)
+
+
+def _give_back(buffer: mmap.mmap) -> None:
+    with _pool_lock:
+        if len(_pool) < _POOLED:
+            _pool.append(buffer)
+
+
+class Blob:
+    """One published blob, open for reading. The lease is the open handle: until :meth:`close` it is not evicted.
+
+    Several threads may read through one handle.
+
+    :param check: raises once the generation is fenced; called after every read, before its bytes are given out.
+    :param report: told about damage, once, before the error is raised.
+    """
+
+    def __init__(
+        self, disk: Disk, file: File, meta: Meta, *, check: Callable[[], None], report: Callable[[Blob], None]
+    ) -> None:
+        self._disk = disk
+        self._file = file
+        self._check_live = check
+        self._report = report
+        self.meta = meta
+
+    @property
+    def digest(self) -> Digest:
+        """The name of the content."""
+        return self.meta.digest
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+        return self.meta.size
+
+    @property
+    def file(self) -> File:
+        """The open file, for the store's own rooms."""
+        return self._file
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Yield the content in order, verified. A piece is valid until the next one is asked for.
+
+        The first piece is small (64 KiB), the next ends at 1 MiB, later ones are 8 MiB.
+
+        :raises IntegrityError: on the first damaged chunk; nothing of it is yielded.
+        :raises NamespacePurgedError: once the namespace was purged.
+        """
+        buffer = _take()
+        try:
+            view = memoryview(buffer)
+            start = 0
+            while start < self.size:
+                end = min(self.size, FIRST if start < FIRST else CHUNK if start < CHUNK else start + _STRIDE)
+                piece = view[: end - start]
+                self._fill(piece, start)
+                yield piece
+                start = end
+            self._check_live()
+        finally:
+            _give_back(buffer)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset``, fewer at the end. Reads and verifies every chunk they touch."""
+        if offset < 0 or length < 0:
+            raise ValueError("offset and length must not be negative")
+        end = min(offset + length, self.size)
+        if offset >= end:
+            self._check_live()
+            return b""
+        buffer = _take()
+        try:
+            view = memoryview(buffer)
+            parts = []
+            start, _ = chunk_range(chunk_index(offset), self.size)
+            while start < end:
+                # One stride at a time, so that memory stays bounded whatever the caller asks for.
+                _, stop = chunk_range(chunk_index(min(end, start + _STRIDE) - 1), self.size)
+                stop = min(stop, start + _STRIDE)
+                self._fill(view[: stop - start], start)
+                parts.append(bytes(view[max(offset, start) - start : min(end, stop) - start]))
+                start = stop
+            return b"".join(parts)
+        finally:
+            _give_back(buffer)
+
+    def verify(self) -> None:
+        """Read everything again and compare with the digest, which no chunk sum can vouch for.
+
+        :raises IntegrityError: when the content is not what the digest says.
+        """
+        verifier = Verifier(self.digest, self.size)
+        for piece in self.chunks():
+            verifier.feed(piece)
+        try:
+            verifier.finish()
+        except IntegrityError:
+            self._report(self)
+            raise
+
+    def close(self) -> None:
+        """Give up the lease. Closing twice is nothing."""
+        self._disk.close(self._file)
+
+    def __enter__(self) -> Blob:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _fill(self, view: memoryview, start: int) -> None:
+        with guarding(f"read {self.digest}"):
+            try:
+                count = self._disk.read(self._file, view, start)
+            except OSError as error:
+                if self._file.closed:
+                    raise
+                self._report(self)
+                raise IntegrityError(
+                    f"the disk cannot read it ({error.strerror})", digest=self.digest, offset=start, length=len(view)
+                ) from error
+        if count < len(view):
+            self._report(self)
+            raise IntegrityError("the file is too short", digest=self.digest, expected=self.size, actual=start + count)
+        end = start + len(view)
+        index = chunk_index(start)
+        while start < end:
+            _, stop = chunk_range(index, self.size)
+            piece = view[: stop - start]
+            if chunk_sum(piece) != self.meta.sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]:
+                self._report(self)
+                raise IntegrityError("a damaged chunk", digest=self.digest, offset=start, length=stop - start)
+            view = view[stop - start :]
+            start = stop
+            index += 1
+        # After the read: a byte read before the fence must not be given out after it.
+        self._check_live()
