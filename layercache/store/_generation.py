@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from layercache.errors import (
     FormatError,
@@ -37,6 +37,7 @@ from layercache.store._layout import (
     SlotState,
     blob_name,
     generation_name,
+    lock_name,
     parse_blob_name,
     ref_name,
     shard,
@@ -275,9 +276,9 @@ class Generation:
 
     @contextmanager
     def digest_lock(self, digest: Digest) -> Iterator[None]:
-        """Hold the lock under which the names of ``digest`` change. Held for a few system calls, never for a transfer."""
+        """Hold the lock under which the names of ``digest`` change: for a few system calls, never for a transfer."""
         disk = self.disk
-        file = disk.create(self._locks, digest.encoded[0], exist_ok=True)
+        file = disk.create(self._locks, lock_name(digest), exist_ok=True)
         try:
             waited = 0.0
             while not disk.lock(file, exclusive=True):
@@ -426,14 +427,10 @@ class Generation:
             self.disk.close(folder)
 
     def _make_dir(self, at: Dir, name: str) -> Dir:
-        try:
+        with suppress(FileNotFoundError):
             return self.disk.dir(at, name)
-        except FileNotFoundError:
-            pass
-        try:
+        with suppress(FileExistsError):  # another digest of this shard was faster
             self.disk.make_dir(at, name)
-        except FileExistsError:
-            pass  # another digest of this shard was faster
         # Also when another made it: it may not have come to its fsync yet, and our blob must not hang from a lost name.
         self.disk.sync(at)
         return self.disk.dir(at, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from layercache.errors import LayerCacheError
 from layercache.integrity import CHUNK, SUM_SIZE, ChunkSums, Verifier, chunk_range, chunk_sum
@@ -132,7 +132,7 @@ class Ingest:
         """Forget it all."""
         self._drop(None)
 
-    def __enter__(self) -> Ingest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "FORMAT",
     "IN",
     "LOCKS",
+    "LOCK_NAMES",
     "META",
     "NAME",
     "PINS",
@@ -44,6 +45,7 @@ __all__ = [
     "format_record",
     "generation_name",
     "is_slot",
+    "lock_name",
     "parse_blob_name",
     "parse_format",
     "parse_generation_name",
@@ -147,6 +149,16 @@ def parse_blob_name(name: str) -> Digest | None:
     if not _HEX_NAME.fullmatch(name):
         return None
     return Digest.parse(f"{'sha256' if len(name) == 64 else 'sha512'}:{name}")
+
+
+def lock_name(digest: Digest) -> str:
+    """Return the file whose lock guards the names of ``digest``: one of :data:`LOCK_NAMES`."""
+    return digest.encoded[0]
+
+
+LOCK_NAMES = "0123456789abcdef"
+"""Made with the generation and never unlinked: a lock that comes and goes guards nothing, and a full disk cannot make
+one when a blob must go."""
 
 
 def shard(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Callable, Iterator
+from typing import Self
 
 from layercache.errors import IntegrityError
 from layercache.integrity import CHUNK, FIRST, SUM_SIZE, Verifier, chunk_index, chunk_range, chunk_sum
@@ -135,7 +136,7 @@ class Blob:
         """Give up the lease. Closing twice is nothing."""
         self._disk.close(self._file)
 
-    def __enter__(self) -> Blob:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

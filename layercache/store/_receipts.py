@@ -28,8 +28,8 @@ class Receipt:
     ``level`` is ``fenced`` (nothing of the generation is given out or published any more, but holders in ``pending``
     still have files of it open) or ``unlinked`` (no name and no open file of it is left). ``blobs`` and ``bytes`` are
     what was removed so far. ``generation`` 0 means that there was nothing to purge. Times are seconds since the epoch.
-    ``slot`` stands for the namespace: a keyed hash of its name, which is not in the receipt. ``previous`` is the SHA-256
-    of the record before this one.
+    ``slot`` stands for the namespace: a keyed hash of its name, which is not in the receipt. ``previous`` is the
+    SHA-256 of the record before this one.
     """
 
     slot: Slot

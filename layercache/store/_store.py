@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from layercache.errors import FormatError, ReadOnlyError, StoreClosedError, StoreError, UnsafeRootError
@@ -19,6 +19,7 @@ from layercache.store._layout import (
     FENCE,
     FORMAT,
     IN,
+    LOCK_NAMES,
     LOCKS,
     META,
     NAME,
@@ -274,6 +275,13 @@ class Store:
         try:
             for child in (IN, BLOBS, META, REFS, LOCKS, QUARANTINE):
                 disk.make_dir(at, child)
+            locks = disk.dir(at, LOCKS)
+            try:
+                for lock in LOCK_NAMES:
+                    disk.close(disk.create(locks, lock))
+                disk.sync(locks)
+            finally:
+                disk.close(locks)
             self._write_small(at, FENCE, bytes(8))
             self._write_small(at, NAME, name.text.encode())
             disk.sync(at)
@@ -321,10 +329,8 @@ class Store:
         """Open a slot and hold its lock: creating, purging and recovering a namespace exclude one another."""
         disk = self._disk
         if create and disk.stat(self._slots, slot) is None:
-            try:
+            with suppress(FileExistsError):
                 disk.make_dir(self._slots, slot)
-            except FileExistsError:
-                pass
         if create:
             disk.sync(self._slots)
         slot_dir = disk.dir(self._slots, slot)
