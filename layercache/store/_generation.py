@@ -32,6 +32,7 @@ from layercache.store._layout import (
     QUARANTINE,
     REFS,
     Meta,
+    Partial,
     Ref,
     Slot,
     SlotState,
@@ -163,13 +164,21 @@ class Generation:
 
     # -- writing
 
-    def begin(self, descriptor: Descriptor) -> Ingest | None:
+    def begin(self, descriptor: Descriptor, *, resume: bool = True) -> Ingest | None:
         """Return the right to write a blob; ``None`` where another writer has it, or has published it just now.
+
+        Without ``resume``, what an earlier attempt left is dropped.
 
         :raises NoSpaceError: when the disk has no room for it.
         """
         self.check()
-        return _ingest.begin(self, descriptor)
+        return _ingest.begin(self, descriptor, resume=resume)
+
+    def arrived(self, descriptor: Descriptor) -> int:
+        """Return the bytes that whoever writes this blob now has written so far."""
+        with guarding(f"look for {descriptor.digest}"):
+            status = self.disk.stat(self.incoming, Partial(descriptor.digest, descriptor.size, self.disk.boot).data)
+        return 0 if status is None else status.size
 
     def mark_verified(self, digest: Digest) -> None:
         """Record that the content was compared with its digest just now."""

@@ -46,6 +46,11 @@ class Ingest:
         self._named = True
 
     @property
+    def verifier(self) -> Verifier:
+        """What has been fed so far, compared with the descriptor; it stays right when the disk fails."""
+        return self._verifier
+
+    @property
     def offset(self) -> int:
         """Bytes that are in so far: where the next :meth:`feed` goes."""
         return self._verifier.taken
@@ -143,10 +148,12 @@ class Ingest:
             self._disk.write(self._sums_file, memoryview(self._sums.sums)[self._kept :], self._kept)
             self._kept = len(self._sums.sums)
 
-    def resume(self) -> None:
+    def resume(self, *, take: bool) -> None:
         """Take in what an earlier attempt left, as far as its chunk sums vouch for it; drop the rest."""
-        if self._sums_file is None:
+        if self._sums_file is None or not take:
             self._disk.truncate(self._file, 0)
+            if self._sums_file is not None:
+                self._disk.truncate(self._sums_file, 0)
             return
         sums = bytearray(self._disk.fstat(self._sums_file).size // SUM_SIZE * SUM_SIZE)
         held = min(self._disk.fstat(self._file).size, self._partial.size)
@@ -187,7 +194,7 @@ class Ingest:
             self._disk.close(self._sums_file)
 
 
-def begin(generation: Generation, descriptor: Descriptor) -> Ingest | None:
+def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> Ingest | None:
     """Return the right to write a blob, or ``None`` where another writer has it or has just published it.
 
     Space for all of it is taken now.
@@ -212,7 +219,7 @@ def begin(generation: Generation, descriptor: Descriptor) -> Ingest | None:
         if descriptor.size >= _RESUMABLE:
             sums = disk.create(generation.incoming, partial.sums, exist_ok=True)
         ingest = Ingest(generation, partial, file, sums)
-        ingest.resume()
+        ingest.resume(take=resume)
         disk.reserve(file, descriptor.size)
     except OSError as error:
         if ingest is not None:

@@ -14,7 +14,7 @@ import xxhash
 
 from layercache.errors import FormatError, InvalidNamespaceError, LayerCacheError
 from layercache.integrity import SUM_SIZE, chunk_count
-from layercache.oci import Descriptor, DiffID, Digest, MediaType, Reference
+from layercache.oci import Descriptor, DiffID, Digest, MediaType, Platform, Reference
 
 __all__ = [
     "BLOBS",
@@ -221,10 +221,15 @@ def ref_name(reference: Reference) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """What a reference last resolved to. ``resolved`` is in seconds since the epoch."""
+    """What a reference last resolved to: ``descriptor``, and in it the ``manifest`` for ``platform``.
+
+    ``resolved`` is in seconds since the epoch.
+    """
 
     reference: Reference
     descriptor: Descriptor
+    manifest: Digest
+    platform: Platform
     resolved: float
 
     def pack(self) -> bytes:
@@ -236,6 +241,8 @@ class Ref:
                 "digest": str(self.descriptor.digest),
                 "size": self.descriptor.size,
             },
+            "manifest": str(self.manifest),
+            "platform": str(self.platform),
             "resolved": self.resolved,
         }
         return _pack(_REF_MAGIC, fields, b"")
@@ -248,8 +255,13 @@ class Ref:
         """
         fields, _ = _unpack(_REF_MAGIC, raw)
         try:
-            descriptor = Descriptor.parse(fields["descriptor"])
-            return Ref(Reference.parse(_text(fields["reference"])), descriptor, float(fields["resolved"]))
+            return Ref(
+                reference=Reference.parse(_text(fields["reference"])),
+                descriptor=Descriptor.parse(fields["descriptor"]),
+                manifest=Digest.parse(_text(fields["manifest"])),
+                platform=Platform.parse(_text(fields["platform"])),
+                resolved=float(fields["resolved"]),
+            )
         except (LayerCacheError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise FormatError("a reference record is damaged") from error
 

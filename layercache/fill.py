@@ -1,0 +1,116 @@
+"""One blob from a source into the store, by whoever gets the right to write it; everybody else waits for that one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from layercache.control import Control, Progress
+from layercache.errors import InUseError, IntegrityError, NotFoundError
+from layercache.metrics import Ledger
+from layercache.oci import Descriptor, DiffID, Repository
+from layercache.store import Blob, Generation, Ingest
+
+__all__ = ["Fetch", "Source", "fill"]
+
+_POLL = 0.02
+_NO_PROGRESS = 30.0
+"""Seconds without a new byte after which a waiter stops waiting for a leader. It robs nobody: it goes without."""
+
+
+class Source(Protocol):
+    """Where blobs come from. What it gives is not trusted: the store compares it with the digest."""
+
+    @property
+    def host(self) -> str:
+        """Name of the source in reports."""
+        ...
+
+    def fetch(
+        self,
+        repository: Repository,
+        descriptor: Descriptor,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        control: Control,
+        ledger: Ledger,
+    ) -> Iterator[bytes]:
+        """Yield the blob's bytes from ``offset`` on. Closing the iterator ends the transfer."""
+        ...
+
+
+Fetch = Callable[[int], Iterator[bytes]]
+"""Yields a blob's bytes from an offset on."""
+
+
+def fill(
+    generation: Generation,
+    descriptor: Descriptor,
+    fetch: Fetch,
+    *,
+    diff_id: DiffID | None = None,
+    origin: str,
+    control: Control,
+    ledger: Ledger,
+) -> tuple[Blob, bool]:
+    """Return the blob, open and leased, and whether this call fetched it.
+
+    One transfer for any number of threads and processes that ask for one digest at once. What an interrupted transfer
+    left is gone on with.
+
+    :raises InUseError: when another process has the right to write it and makes no progress.
+    :raises StoreError: when the store cannot take it. Nothing of it is visible.
+    :raises IntegrityError: when the source gives something else. Nothing is left behind.
+    """
+    seen, idle = -1, 0.0
+    while True:
+        control.checkpoint()
+        try:
+            return generation.open(descriptor.digest), False
+        except NotFoundError:
+            pass
+        ingest = generation.begin(descriptor)
+        if ingest is not None:
+            resumed = ingest.offset > 0
+            try:
+                return _transfer(ingest, descriptor, fetch, diff_id, origin, control, ledger), True
+            except IntegrityError:
+                if not resumed:
+                    raise
+                continue  # what was left may have been of something else: once more, from the first byte
+        with ledger.span("wait"):
+            control.wait(_POLL)
+        now = generation.arrived(descriptor)
+        control.report(Progress(descriptor.digest, descriptor.size, now, "waiting"))
+        seen, idle = (now, 0.0) if now != seen else (seen, idle + _POLL)
+        if idle >= _NO_PROGRESS:
+            raise InUseError(
+                f"whoever fetches {descriptor.digest} makes no progress", hint="look for a stopped process"
+            )
+
+
+def _transfer(
+    ingest: Ingest,
+    descriptor: Descriptor,
+    fetch: Fetch,
+    diff_id: DiffID | None,
+    origin: str,
+    control: Control,
+    ledger: Ledger,
+) -> Blob:
+    with ingest:
+        if ingest.offset < descriptor.size:
+            pieces = fetch(ingest.offset)
+            try:
+                for piece in pieces:
+                    with ledger.span("write"):
+                        ingest.feed(piece)
+                    control.report(Progress(descriptor.digest, descriptor.size, ingest.offset, "fetching"))
+                    control.checkpoint()
+            finally:
+                close = getattr(pieces, "close", None)
+                if close is not None:
+                    close()
+        with ledger.span("flush"):
+            return ingest.commit(media_type=descriptor.media_type, diff_id=diff_id, origin=origin)

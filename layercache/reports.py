@@ -1,0 +1,184 @@
+"""What the cache tells about what it did and what it holds: values with a JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from layercache.oci import DiffID, Digest, MediaType, Platform, Reference
+
+__all__ = ["BlobInfo", "BlobReport", "Finding", "ImageInfo", "NamespaceInfo", "PullReport", "Source"]
+
+Source = Literal["hit", "miss", "bypass"]
+
+
+@dataclass(frozen=True, slots=True)
+class BlobReport:
+    """How a pull came by one blob.
+
+    ``hit``: it was here. ``miss``: it was fetched and is here now. ``bypass``: the store could not take it for
+    ``reason``; it is read from ``origin`` when it is asked for. ``origin`` is empty for a hit.
+    """
+
+    digest: Digest
+    media_type: MediaType
+    size: int
+    source: Source
+    origin: str = ""
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "digest": str(self.digest),
+            "media_type": str(self.media_type),
+            "size": self.size,
+            "source": self.source,
+            "origin": self.origin,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PullReport:
+    """What a pull did. ``digest`` is what the reference resolved to, ``manifest`` the image chosen from it.
+
+    ``stale`` is true where the registry could not be asked and the digest is the one the tag had last time.
+    ``bytes_by_source`` counts body bytes by host; ``stages`` are seconds, of threads that ran side by side.
+    """
+
+    reference: Reference
+    digest: Digest
+    manifest: Digest
+    platform: Platform
+    stale: bool
+    blobs: tuple[BlobReport, ...]
+    bytes_fetched: int
+    bytes_by_source: Mapping[str, int]
+    requests: int
+    seconds: float
+    stages: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "reference": str(self.reference),
+            "digest": str(self.digest),
+            "manifest": str(self.manifest),
+            "platform": str(self.platform),
+            "stale": self.stale,
+            "blobs": [blob.to_json() for blob in self.blobs],
+            "bytes_fetched": self.bytes_fetched,
+            "bytes_by_source": dict(self.bytes_by_source),
+            "requests": self.requests,
+            "seconds": round(self.seconds, 6),
+            "stages": dict(self.stages),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """One blob of a namespace. ``created`` and ``verified`` are seconds since the epoch."""
+
+    digest: Digest
+    size: int
+    media_type: MediaType
+    diff_id: DiffID | None
+    origin: str
+    created: float
+    verified: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the blob as JSON values."""
+        return {
+            "digest": str(self.digest),
+            "size": self.size,
+            "media_type": str(self.media_type),
+            "diff_id": None if self.diff_id is None else str(self.diff_id),
+            "origin": self.origin,
+            "created": self.created,
+            "verified": self.verified,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """One reference of a namespace: what it resolved to last, and whether every blob of that is here.
+
+    ``size`` is of the blobs that are known to belong to it, each counted once. ``blobs`` are their digests, ``missing``
+    those that are not here. ``resolved`` is in seconds since the epoch.
+    """
+
+    reference: Reference
+    digest: Digest
+    manifest: Digest
+    platform: Platform
+    size: int
+    resolved: float
+    blobs: tuple[Digest, ...]
+    missing: tuple[Digest, ...]
+
+    @property
+    def complete(self) -> bool:
+        """True when a pull of the digest needs no network."""
+        return not self.missing
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the image as JSON values."""
+        return {
+            "reference": str(self.reference),
+            "digest": str(self.digest),
+            "manifest": str(self.manifest),
+            "platform": str(self.platform),
+            "size": self.size,
+            "resolved": self.resolved,
+            "complete": self.complete,
+            "blobs": [str(digest) for digest in self.blobs],
+            "missing": [str(digest) for digest in self.missing],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceInfo:
+    """One namespace of a root. ``name`` is ``None`` where it cannot be told; ``slot`` stands for it on disk."""
+
+    name: str | None
+    slot: str
+    generation: int
+    state: str
+    blobs: int
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the namespace as JSON values."""
+        return {
+            "name": self.name,
+            "slot": self.slot,
+            "generation": self.generation,
+            "state": self.state,
+            "blobs": self.blobs,
+            "bytes": self.bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it should be.
+
+    ``kind`` is one word: ``content`` (the bytes do not match), ``record`` (what is known of a blob is missing or
+    damaged), ``missing`` (asked for by name and not here) or ``unknown`` (an entry that is not ours).
+    ``digest`` names the blob, where it is one; ``detail`` says more.
+    """
+
+    kind: str
+    digest: Digest | None
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding as JSON values."""
+        return {
+            "kind": self.kind,
+            "digest": None if self.digest is None else str(self.digest),
+            "detail": self.detail,
+        }
