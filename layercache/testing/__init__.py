@@ -1,0 +1,13 @@
+"""Real counterparts for tests and demonstrations, shipped with the library.
+
+``images``
+    Builds real images, layers and layouts from files on this machine, the same bytes every time.
+``registry``
+    An HTTP registry on a loopback port that serves them, and misbehaves on request.
+
+Nothing here is imported by the library itself.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []
