@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from layercache.control import Control, Progress
-from layercache.errors import InUseError, IntegrityError, NotFoundError
+from layercache.errors import IntegrityError, InUseError, NotFoundError, StoreError
 from layercache.metrics import Ledger
 from layercache.oci import Descriptor, DiffID, Repository
 from layercache.store import Blob, Generation, Ingest
 
-__all__ = ["Fetch", "Source", "fill"]
+__all__ = ["Fetch", "Source", "fill", "tee"]
+
+_log = logging.getLogger("layercache")
 
 _POLL = 0.02
 _NO_PROGRESS = 30.0
@@ -74,11 +77,14 @@ def fill(
         if ingest is not None:
             resumed = ingest.offset > 0
             try:
-                return _transfer(ingest, descriptor, fetch, diff_id, origin, control, ledger), True
+                return _transfer(
+                    ingest, descriptor, fetch, diff_id=diff_id, origin=origin, control=control, ledger=ledger
+                ), True
             except IntegrityError:
                 if not resumed:
                     raise
                 continue  # what was left may have been of something else: once more, from the first byte
+            return blob, True
         with ledger.span("wait"):
             control.wait(_POLL)
         now = generation.arrived(descriptor)
@@ -94,6 +100,7 @@ def _transfer(
     ingest: Ingest,
     descriptor: Descriptor,
     fetch: Fetch,
+    *,
     diff_id: DiffID | None,
     origin: str,
     control: Control,
@@ -114,3 +121,36 @@ def _transfer(
                     close()
         with ledger.span("flush"):
             return ingest.commit(media_type=descriptor.media_type, diff_id=diff_id, origin=origin)
+
+
+def tee(pieces: Iterator[bytes], ingest: Ingest, descriptor: Descriptor, *, origin: str) -> Iterator[bytes]:
+    """Yield the pieces as they come and store them on the way; the last one comes only once all of it is right.
+
+    A store that fails in between does not end the stream.
+
+    :raises IntegrityError: instead of the last piece, when size or digest is wrong.
+    """
+    verifier = ingest.verifier
+    storing, held = True, b""
+    with ingest:
+        for piece in pieces:
+            if storing:
+                try:
+                    ingest.feed(piece)
+                except StoreError as error:
+                    _log.warning("%s streams on past the cache: %s", descriptor.digest, error)
+                    storing = False
+            else:
+                verifier.feed(piece)
+            if held:
+                yield held
+            held = piece
+        if storing:
+            try:
+                ingest.commit(media_type=descriptor.media_type, diff_id=None, origin=origin).close()
+            except StoreError as error:
+                _log.warning("%s was streamed, not stored: %s", descriptor.digest, error)
+        else:
+            verifier.finish()
+        if held:
+            yield held

@@ -1,0 +1,113 @@
+"""What a generation holds, seen as blobs and images, without the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from layercache.errors import IntegrityError, InUseError, NotFoundError
+from layercache.oci import Descriptor, Digest, Index, Manifest, descend, parse_document
+from layercache.reports import BlobInfo, Finding, ImageInfo
+from layercache.store import Blob, Generation, Ref
+
+__all__ = [
+    "blob_info",
+    "findings",
+    "image_info",
+    "only_needed_by",
+    "stored_descriptor",
+    "stored_document",
+    "unique",
+]
+
+
+def blob_info(generation: Generation, blob: Blob) -> BlobInfo:
+    """Return what is known of an open blob."""
+    meta = blob.meta
+    return BlobInfo(
+        digest=meta.digest,
+        size=meta.size,
+        media_type=meta.media_type,
+        diff_id=meta.diff_id,
+        origin=meta.origin,
+        created=meta.created,
+        verified=generation.verified(meta.digest),
+    )
+
+
+def image_info(generation: Generation, ref: Ref) -> ImageInfo:
+    """Return what is known of an image. Where its manifest is not here, its layers are not known either."""
+    parts = [ref.descriptor]
+
+    def load(descriptor: Descriptor) -> Manifest | Index:
+        parts.append(descriptor)
+        return stored_document(generation, descriptor)
+
+    try:
+        _, manifest = descend(ref.descriptor, ref.platform, load)
+        parts += [manifest.config, *manifest.layers]
+    except (NotFoundError, InUseError):
+        pass
+    known = unique(tuple(parts))
+    digests = tuple(part.digest for part in known)
+    if ref.manifest not in digests:
+        digests += (ref.manifest,)
+    return ImageInfo(
+        reference=ref.reference,
+        digest=ref.descriptor.digest,
+        manifest=ref.manifest,
+        platform=ref.platform,
+        size=sum(part.size for part in known),
+        resolved=ref.resolved,
+        blobs=digests,
+        missing=tuple(digest for digest in digests if not generation.has(digest)),
+    )
+
+
+def findings(generation: Generation, digest: Digest | None = None) -> Iterator[Finding]:
+    """Read one blob, or every one, again and yield what is wrong. A damaged one is moved aside.
+
+    :raises NotFoundError: when the one asked for is not here.
+    """
+    for one in generation.digests() if digest is None else (digest,):
+        known = generation.has(one)
+        try:
+            with generation.open(one) as blob:
+                blob.verify()
+            generation.mark_verified(one)
+        except NotFoundError:
+            if known:
+                yield Finding("record", one, "what is known of it is missing or damaged; it will be fetched again")
+            elif digest is not None:
+                raise
+        except IntegrityError as error:
+            yield Finding("content", one, f"{error.what}; it will be fetched again")
+
+
+def only_needed_by(generation: Generation, ref: Ref) -> tuple[Digest, ...]:
+    """Return the blobs of an image that no other reference's image has."""
+    others = (image_info(generation, other) for other in generation.refs() if other.reference != ref.reference)
+    needed = {digest for other in others for digest in other.blobs}
+    return tuple(digest for digest in image_info(generation, ref).blobs if digest not in needed)
+
+
+def stored_descriptor(generation: Generation, digest: Digest) -> Descriptor:
+    """Return the descriptor under which a blob was stored.
+
+    :raises NotFoundError: when it is not here.
+    """
+    with generation.open(digest) as blob:
+        return Descriptor(blob.meta.media_type, digest, blob.size)
+
+
+def stored_document(generation: Generation, descriptor: Descriptor) -> Manifest | Index:
+    """Return a manifest or index that is here.
+
+    :raises NotFoundError: when it is not here.
+    """
+    with generation.open(descriptor.digest) as blob:
+        return parse_document(blob.pread(0, blob.size), expected=descriptor.media_type)
+
+
+def unique(descriptors: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+    """Return the descriptors in order, each digest once."""
+    return tuple({descriptor.digest: descriptor for descriptor in descriptors}.values())

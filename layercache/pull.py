@@ -1,0 +1,304 @@
+"""One pull: what a reference means, which image of it, and every blob of that image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from layercache import stream
+from layercache.control import Control, Progress
+from layercache.errors import (
+    InUseError,
+    InvalidDescriptorError,
+    InvalidManifestError,
+    LayerCacheError,
+    NotFoundError,
+    RegistryError,
+    StoreError,
+)
+from layercache.fill import Fetch, fill
+from layercache.image import Image, Layer
+from layercache.inventory import unique
+from layercache.metrics import Ledger
+from layercache.oci import (
+    Config,
+    Descriptor,
+    DiffID,
+    Digest,
+    Index,
+    Manifest,
+    Platform,
+    Reference,
+    Tag,
+    descend,
+    parse_document,
+)
+from layercache.registry import Registry
+from layercache.reports import BlobReport, PullReport, Source
+from layercache.store import Blob, Generation, Ref
+
+__all__ = ["Pull"]
+
+_log = logging.getLogger("layercache")
+
+
+class Pull:
+    """One pull. Its state is what it has opened, so that a failure can give all of it back.
+
+    :param registry: gives the client, when the network is needed at all.
+    :param generation: where blobs are kept; ``None`` where the store cannot be used, for the reason in ``trouble``.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        *,
+        registry: Callable[[], Registry],
+        generation: Generation | None,
+        trouble: StoreError | None,
+        control: Control,
+    ) -> None:
+        self._reference = reference
+        self._repository = reference.repository
+        self._client = registry
+        self._generation = generation
+        self._trouble = trouble
+        self._control = control
+        self._ledger = Ledger()
+        self._held: dict[Digest, Blob] = {}
+        self._reports: dict[Digest, BlobReport] = {}
+        self._documents: dict[Digest, Manifest | Index] = {}
+
+    def run(self, platform: Platform, *, explicit: bool, jobs: int, fresh: bool) -> Image:
+        """Do it all, or give back what was opened and raise."""
+        try:
+            root, stale = self._resolve(fresh=fresh)
+            descriptor, manifest = descend(root, platform, self._document)
+            config = self._config(manifest)
+            if config is not None and explicit and descriptor is root and not platform.matches(config.platform):
+                raise NotFoundError(f"the image is for {config.platform}, not for {platform}")
+            layers = self._layers(manifest, config, jobs)
+            self._remember(root, descriptor, platform)
+            order = unique(
+                (*[self._described(digest) for digest in self._documents], manifest.config, *manifest.layers)
+            )
+            report = PullReport(
+                reference=self._reference,
+                digest=root.digest,
+                manifest=descriptor.digest,
+                platform=platform,
+                stale=stale,
+                blobs=tuple(self._reports[part.digest] for part in order),
+                bytes_fetched=self._ledger.bytes_fetched,
+                bytes_by_source=self._ledger.bytes_by_source,
+                requests=self._ledger.requests,
+                seconds=self._ledger.seconds,
+                stages=self._ledger.seconds_by_stage,
+            )
+            return Image(
+                reference=self._reference,
+                digest=root.digest,
+                platform=platform,
+                manifest=manifest,
+                config=config,
+                layers=layers,
+                held=tuple(self._held.values()),
+                report=report,
+            )
+        except BaseException:
+            for blob in self._held.values():
+                blob.close()
+            raise
+
+    # -- resolve
+
+    def _resolve(self, *, fresh: bool) -> tuple[Descriptor, bool]:
+        target = self._reference.target
+        if isinstance(target, Digest):
+            blob = self._open(target)
+            if blob is not None:
+                return Descriptor(blob.meta.media_type, target, blob.size), False
+            return self._fetch_document(target), False
+        try:
+            with self._ledger.span("resolve"):
+                return self._registry.resolve(self._reference, control=self._control, ledger=self._ledger), False
+        except RegistryError as error:
+            ref = None if self._generation is None else self._generation.get_ref(self._reference)
+            if fresh or not error.retryable or ref is None:
+                raise
+            _log.warning("%s does not answer; the digest that the tag had last is used", self._registry.host)
+            return ref.descriptor, True
+
+    @property
+    def _registry(self) -> Registry:
+        return self._client()
+
+    # -- documents
+
+    def _document(self, descriptor: Descriptor) -> Manifest | Index:
+        """Return a manifest or index, from here or from the registry."""
+        found = self._documents.get(descriptor.digest)
+        if found is not None:
+            return found
+        blob = self._open(descriptor.digest)
+        if blob is None:
+            self._fetch_document(descriptor.digest)
+            return self._documents[descriptor.digest]
+        raw = blob.pread(0, blob.size)
+        self._documents[descriptor.digest] = parse_document(raw, expected=descriptor.media_type)
+        self._report(Descriptor(blob.meta.media_type, blob.digest, blob.size), "hit")
+        return self._documents[descriptor.digest]
+
+    def _fetch_document(self, target: Digest | Tag) -> Descriptor:
+        with self._ledger.span("resolve"):
+            document = self._registry.document(self._repository, target, control=self._control, ledger=self._ledger)
+        descriptor = document.descriptor
+        self._documents[descriptor.digest] = parse_document(document.raw, expected=descriptor.media_type)
+        self._obtain(descriptor, None, lambda offset: iter((document.raw[offset:],)))
+        return descriptor
+
+    def _described(self, digest: Digest) -> Descriptor:
+        report = self._reports[digest]
+        return Descriptor(report.media_type, digest, report.size)
+
+    # -- blobs
+
+    def _config(self, manifest: Manifest) -> Config | None:
+        descriptor = manifest.config
+        self._obtain(descriptor, None, self._fetcher(descriptor))
+        if not descriptor.media_type.is_config:
+            return None  # an artifact: its config means nothing to us
+        blob = self._held.get(descriptor.digest)
+        if blob is not None:
+            raw = blob.pread(0, blob.size)
+        else:
+            raw = b"".join(bytes(piece) for piece in stream.verified(self._fetcher(descriptor)(0), descriptor))
+        config = Config.parse(raw)
+        if len(config.diff_ids) != len(manifest.layers):
+            raise InvalidManifestError(
+                f"the config {descriptor.digest} has {len(config.diff_ids)} DiffIDs for {len(manifest.layers)} layers"
+            )
+        return config
+
+    def _layers(self, manifest: Manifest, config: Config | None, jobs: int) -> tuple[Layer, ...]:
+        diff_ids = (None,) * len(manifest.layers) if config is None else config.diff_ids
+        wanted = {layer.digest: (layer, diff_id) for layer, diff_id in zip(manifest.layers, diff_ids, strict=True)}
+        sizes: dict[Digest, int] = {}
+        for layer in manifest.layers:
+            if sizes.setdefault(layer.digest, layer.size) != layer.size:
+                raise InvalidDescriptorError("one digest with two sizes", value=str(layer.digest))
+        missing = []
+        for layer, diff_id in wanted.values():
+            # What is here needs no thread.
+            if self._open(layer.digest) is not None:
+                self._report(layer, "hit")
+            else:
+                missing.append((layer, diff_id))
+                self._control.report(Progress(layer.digest, layer.size, 0, "queued"))
+        # The largest first: it decides when the pull is done.
+        missing.sort(key=lambda pair: pair[0].size, reverse=True)
+        self._parallel(jobs, [lambda m=m: self._obtain(m[0], m[1], self._fetcher(m[0])) for m in missing])
+        return tuple(
+            Layer(
+                layer,
+                diff_id,
+                blob=self._held.get(layer.digest),
+                fetch=lambda layer=layer: self._again(layer),
+            )
+            for layer, diff_id in zip(manifest.layers, diff_ids, strict=True)
+        )
+
+    def _parallel(self, jobs: int, tasks: list[Callable[[], None]]) -> None:
+        if len(tasks) <= 1:
+            for task in tasks:
+                task()
+            return
+        with ThreadPoolExecutor(min(jobs, len(tasks)), thread_name_prefix="layercache-pull") as pool:
+            futures = [pool.submit(task) for task in tasks]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self._control.stop()  # the other transfers end at their next chunk
+                for future in futures:
+                    future.cancel()
+                raise
+
+    def _obtain(self, descriptor: Descriptor, diff_id: DiffID | None, fetch: Fetch) -> None:
+        """Hold a blob, or note why the store cannot."""
+        if descriptor.digest in self._held:
+            return
+        if self._generation is None:
+            self._report(descriptor, "bypass", self._trouble)
+            return
+        try:
+            blob, fetched = fill(
+                self._generation,
+                descriptor,
+                fetch,
+                diff_id=diff_id,
+                origin=str(self._repository),
+                control=self._control,
+                ledger=self._ledger,
+            )
+        except (StoreError, InUseError) as error:
+            _log.warning("%s goes past the cache: %s", descriptor.digest, error)
+            self._report(descriptor, "bypass", error)
+            return
+        if blob.size != descriptor.size:
+            blob.close()
+            raise InvalidDescriptorError(
+                f"{descriptor.digest} has {blob.size} bytes, not the {descriptor.size} that the manifest says"
+            )
+        self._held[descriptor.digest] = blob
+        self._report(descriptor, "miss" if fetched else "hit")
+
+    def _open(self, digest: Digest) -> Blob | None:
+        if digest in self._held:
+            return self._held[digest]
+        if self._generation is None:
+            return None
+        try:
+            self._held[digest] = self._generation.open(digest)
+        except NotFoundError:
+            return None
+        except (StoreError, InUseError) as error:
+            _log.warning("%s is read past the cache: %s", digest, error)
+            return None
+        return self._held[digest]
+
+    def _fetcher(self, descriptor: Descriptor) -> Fetch:
+        return lambda offset: self._registry.fetch(
+            self._repository, descriptor, offset=offset, control=self._control, ledger=self._ledger
+        )
+
+    def _again(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Read a blob that the store could not take, later, outside of the pull's deadline."""
+        return self._registry.fetch(self._repository, descriptor, control=Control(), ledger=Ledger())
+
+    def _report(self, descriptor: Descriptor, source: Source, error: LayerCacheError | None = None) -> None:
+        if descriptor.digest in self._reports:
+            return
+        reason = "" if error is None else f"{getattr(error, 'reason', 'in use')}: {error.what}"
+        self._reports[descriptor.digest] = BlobReport(
+            digest=descriptor.digest,
+            media_type=descriptor.media_type,
+            size=descriptor.size,
+            source=source,
+            origin="" if source == "hit" else self._registry.host,
+            reason=reason,
+        )
+        self._control.report(Progress(descriptor.digest, descriptor.size, descriptor.size, source))
+
+    def _remember(self, root: Descriptor, chosen: Descriptor, platform: Platform) -> None:
+        if self._generation is None:
+            return
+        known = self._generation.get_ref(self._reference)
+        if known is not None and known.descriptor == root and known.manifest == chosen.digest:
+            return  # a hit writes nothing
+        ref = Ref(self._reference, root, chosen.digest, platform, self._generation.disk.now())
+        try:
+            self._generation.set_ref(ref)
+        except StoreError as error:
+            _log.warning("what %s resolved to is not remembered: %s", self._reference, error)
