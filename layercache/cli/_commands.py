@@ -1,0 +1,285 @@
+"""The commands: each takes the parsed arguments, speaks to the cache, prints, and returns its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from layercache.cache import LayerCache, Namespace, default_root
+from layercache.cli._output import Output, age, binary, note, pairs, printable, table
+from layercache.cli._parser import UsageError
+from layercache.cli._progress import progress
+from layercache.errors import InUseError, InvalidError, NotFoundError, UnsupportedError
+from layercache.oci import OCTET_STREAM, Digest, MediaType, Platform, Reference
+from layercache.reports import BlobInfo, ImageInfo, NamespaceInfo, PullReport
+
+__all__ = ["COMMANDS", "DONE", "FAILED", "INTEGRITY", "MISSING", "PARTLY", "USAGE"]
+
+DONE, FAILED, USAGE, MISSING, INTEGRITY, PARTLY = range(6)
+
+_BASE64_STEP = 3 << 18
+"""Bytes encoded at a time: a multiple of three, so that the pieces join to one text."""
+
+
+def _pull(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
+    reference = Reference.parse(args.reference)
+    platform = Platform.parse(args.platform) if args.platform is not None else None
+    with _namespace(args, create=True) as namespace:
+        with (
+            progress(quiet=args.quiet, verbose=args.verbose, no_progress=args.no_progress) as show,
+            namespace.pull(
+                reference,
+                platform=platform,
+                plain_http=True if args.plain_http else None,
+                jobs=args.jobs,
+                fresh=args.fresh,
+                timeout=args.timeout,
+                cancel=cancel,
+                progress=show,
+            ) as image,
+        ):
+            report = image.report
+        out.document(report.to_json())
+        out.lines([str(report.digest)])
+        if not args.quiet:
+            rows = [(blob.digest, binary(blob.size), blob.source, blob.reason) for blob in report.blobs]
+            out.lines(table(rows, right=[1]))
+        return _judge(report, args)
+
+
+def _judge(report: PullReport, args: argparse.Namespace) -> int:
+    if report.stale:
+        note("the registry did not answer: this is the digest the tag had when it last did; --fresh makes it an error")
+    layers = [blob for blob in report.blobs if not _is_document(blob.media_type)] or report.blobs
+    bypassed = [blob for blob in layers if blob.source == "bypass"]
+    if bypassed:
+        reasons = ", ".join(sorted({blob.reason for blob in bypassed if blob.reason})) or "the store refused"
+        note(f"{len(bypassed)} of {len(layers)} layers could not be kept ({reasons}); check the root and its disk")
+    elif not args.quiet:
+        fetched = f"{binary(report.bytes_fetched)} in {report.seconds:.1f} s, {report.requests} requests"
+        note(f"{report.reference}: {len(report.blobs)} blobs, fetched {fetched}")
+    return PARTLY if len(bypassed) == len(layers) else DONE
+
+
+def _is_document(media_type: MediaType) -> bool:
+    return media_type.is_manifest or media_type.is_index or media_type.is_config
+
+
+def _ls(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001 - one shape
+    if args.namespace is not None:
+        return _ls_namespace(args, out)
+    found: list[NamespaceInfo] = []
+    if _root(args).is_dir():
+        with LayerCache(_root(args)) as cache:
+            found = sorted(cache.namespaces(), key=lambda one: one.name or one.slot)
+    out.document({"namespaces": [one.to_json() for one in found]})
+    names = [one.name if one.name is not None else f"(slot {one.slot})" for one in found]
+    if args.quiet:
+        out.lines(printable(name) for name in names)
+    elif found:
+        rows = [(name, one.state, one.blobs, binary(one.bytes)) for name, one in zip(names, found, strict=True)]
+        out.lines(table(rows, header=("NAMESPACE", "STATE", "BLOBS", "SIZE"), right=(2, 3)))
+    else:
+        note(f"no namespaces in {_root(args)}")
+    return DONE
+
+
+def _ls_namespace(args: argparse.Namespace, out: Output) -> int:
+    with _namespace(args) as namespace:
+        images = sorted(namespace.images(), key=lambda image: str(image.reference))
+        blobs = sorted(namespace.blobs(), key=lambda blob: str(blob.digest))
+    out.document({"images": [one.to_json() for one in images], "blobs": [one.to_json() for one in blobs]})
+    if args.quiet:
+        out.lines(str(blob.digest) for blob in blobs)
+        return DONE
+    if not (images or blobs):
+        note("nothing in this namespace")
+    now = time.time()
+    of_images = {digest for image in images for digest in image.blobs}
+    sections = [_images(images, out, now), _blobs([one for one in blobs if one.digest not in of_images], out, now)]
+    out.lines("\n\n".join("\n".join(section) for section in sections if section).splitlines())
+    return DONE
+
+
+def _images(images: list[ImageInfo], out: Output, now: float) -> list[str]:
+    rows = [
+        (
+            image.reference,
+            out.digest(image.digest),
+            binary(image.size),
+            age(now - image.resolved),
+            "complete" if image.complete else f"incomplete ({len(image.missing)} missing)",
+        )
+        for image in images
+    ]
+    return list(table(rows, header=("REFERENCE", "DIGEST", "SIZE", "AGE", "STATE"), right=(2, 3))) if rows else []
+
+
+def _blobs(blobs: list[BlobInfo], out: Output, now: float) -> list[str]:
+    rows = [(out.digest(blob.digest), binary(blob.size), age(now - blob.created), blob.media_type) for blob in blobs]
+    return list(table(rows, header=("BLOB", "SIZE", "AGE", "MEDIA TYPE"), right=(1, 2))) if rows else []
+
+
+def _inspect(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
+    digest = _digest(args.digest)
+    with _namespace(args) as namespace:
+        info = namespace.stat(digest).to_json()
+    out.document(info)
+    out.lines(pairs(info))
+    return DONE
+
+
+def _cat(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
+    digest = _digest(args.digest)
+    with (
+        _namespace(args) as namespace,
+        namespace.open(digest) as layer,
+        layer.uncompressed() if args.uncompressed else layer.compressed() as stream,
+    ):
+        if out.as_json:
+            _write_base64(str(digest), stream.chunks())
+        else:
+            for chunk in stream.chunks():
+                sys.stdout.buffer.write(chunk)
+    return DONE
+
+
+def _export(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
+    target = _target(args.target)
+    with _namespace(args) as namespace:
+        digest = namespace.export(target, args.directory)
+    name = str(target) if isinstance(target, Reference) else None
+    out.document({"digest": str(digest), "directory": args.directory, "reference": name})
+    out.lines([str(digest)])
+    return DONE
+
+
+def _put(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
+    media_type = MediaType.parse(args.media_type) if args.media_type is not None else OCTET_STREAM
+    if not Path(args.file).exists():
+        raise NotFoundError(f"no file {args.file!r}")
+    with _namespace(args, create=True) as namespace:
+        info = namespace.put(args.file, media_type=media_type)
+    out.document(info.to_json())
+    out.lines([str(info.digest)])
+    return DONE
+
+
+def _verify(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
+    digest = _digest(args.digest) if args.digest is not None else None
+    findings = []
+    with _namespace(args) as namespace:
+        for finding in namespace.verify(digest):
+            findings.append(finding.to_json())
+            out.lines(table([(finding.kind, finding.digest, finding.detail)]))
+    out.document({"findings": findings})
+    if findings:
+        note(f"{len(findings)} findings; damaged blobs are moved aside, pull again to replace them")
+    elif not args.quiet:
+        note("nothing found")
+    return INTEGRITY if findings else DONE
+
+
+def _rm(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
+    targets = list(dict.fromkeys(_target(text) for text in args.targets))
+    removed, missing, in_use = [], [], []
+    with _namespace(args) as namespace:
+        for target in targets:
+            try:
+                if isinstance(target, Reference):
+                    namespace.remove_image(target)
+                else:
+                    namespace.remove(target)
+            except NotFoundError:
+                missing.append(str(target))
+            except InUseError as error:
+                in_use.append(str(target))
+                note(f"{target}: {error}")
+            else:
+                removed.append(str(target))
+    out.document({"removed": removed, "missing": missing, "in_use": in_use})
+    if not args.quiet:
+        out.lines(removed)
+    if missing and not args.ignore_missing:
+        note(f"not there: {', '.join(missing)}; ls -n NS shows what is, --ignore-missing accepts it")
+    if in_use:
+        return PARTLY if removed else FAILED
+    return MISSING if missing and not args.ignore_missing else DONE
+
+
+def _purge(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
+    with _namespace(args) as namespace:
+        receipt = namespace.purge(wait=args.wait)
+    if not receipt.generation:  # nothing there and nothing removed are not the same as removed
+        raise NotFoundError(
+            "nothing, or nothing left, to purge under this name", hint="ls shows the namespaces of this root"
+        )
+    out.document(receipt.to_json())
+    out.lines(pairs(receipt.to_json()))
+    if receipt.level == "fenced":
+        note(
+            "fenced, but its bytes are not all gone: once its users end, the next command on this root removes the rest"
+        )
+        return PARTLY
+    return DONE
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Output, threading.Event], int]] = {
+    "pull": _pull,
+    "ls": _ls,
+    "inspect": _inspect,
+    "cat": _cat,
+    "export": _export,
+    "put": _put,
+    "verify": _verify,
+    "rm": _rm,
+    "purge": _purge,
+}
+
+
+@contextmanager
+def _namespace(args: argparse.Namespace, *, create: bool = False) -> Iterator[Namespace]:
+    root = _root(args)
+    if not create and not root.is_dir():
+        raise NotFoundError(f"no cache at {str(root)!r}", hint="name its directory with --root")
+    with LayerCache(root) as cache:
+        yield cache.namespace(args.namespace)
+
+
+def _root(args: argparse.Namespace) -> Path:
+    if args.root == "":
+        raise InvalidError("an empty --root", hint="name a directory")
+    return default_root() if args.root is None else Path(args.root)
+
+
+def _target(text: str) -> Digest | Reference:
+    """A digest if it begins like one; ``sha256:abc`` is a bad digest, not the tag ``abc`` of an image ``sha256``."""
+    return _digest(text) if text.startswith(("sha256:", "sha512:")) else Reference.parse(text)
+
+
+def _digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except UnsupportedError as error:  # well formed, but to the one who typed it still wrong usage
+        raise UsageError(str(error)) from error
+
+
+def _write_base64(digest: str, chunks: Iterator[bytes | bytearray | memoryview]) -> None:
+    """Stream the one JSON document. An error cuts it, so that no program takes damaged bytes for whole ones."""
+    write = sys.stdout.write
+    write(f'{{"digest": "{digest}", "encoding": "base64", "data": "')
+    size, rest = 0, b""
+    for chunk in chunks:
+        size += len(chunk)
+        data = rest + bytes(chunk)
+        whole = len(data) - len(data) % 3
+        for start in range(0, whole, _BASE64_STEP):
+            write(base64.b64encode(data[start : min(whole, start + _BASE64_STEP)]).decode())
+        rest = data[whole:]
+    write(f'{base64.b64encode(rest).decode()}", "size": {size}}}\n')

@@ -1,0 +1,235 @@
+"""What can be typed: commands, options and their help. docs/cli.md repeats it, held by a test."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from typing import Any, NoReturn
+
+__all__ = ["UsageError", "build_parser"]
+
+_EPILOG = """\
+exit codes:
+  0  done                          3  not found
+  1  failed                        4  integrity: bytes are not what their digest says
+  2  wrong usage                   5  partly done (see the command's help)
+  130  interrupted with Ctrl-C     141  the reader of standard output went away
+
+Data goes to standard output, everything else to standard error. With --json standard output is one JSON document:
+sizes in bytes, times as RFC 3339. After an error it is empty; verify, rm, purge and a pull that could not keep
+everything print their document whatever the exit code.
+
+environment:
+  LAYERCACHE_ROOT         the same as --root
+  LAYERCACHE_NO_PROGRESS  not empty: the same as --no-progress (so does CI)
+  NO_COLOR                not empty: progress bars without colours
+"""
+
+
+class UsageError(Exception):
+    """The command line is wrong; the text says what and where to look."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, raised as :class:`UsageError`; options and arguments may come in any order."""
+
+    _inside = False
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving the process."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Let options stand between arguments (``rm A -n NS B``) in commands; the top level has the commands."""
+        if self._subparsers is not None or self._inside:
+            return super().parse_known_args(args, namespace)
+        if "--" in (args or ()):
+            return super().parse_known_args(args, namespace)  # argparse cannot do both
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """The same help on every Python: ``-n, --namespace NS``, arguments beside their meaning."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, max_help_position=32, **options)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        names = ", ".join(action.option_strings)
+        if action.nargs == 0:
+            return names
+        return f"{names} {self._format_args(action, action.dest.upper())}"
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version  # noqa: PLC0415 - 20 ms that no other option needs
+
+        print(f"layercache {version('layercache')}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="layercache",
+        usage="layercache COMMAND [arguments] [options]",
+        description="Keep OCI image layers by digest, in namespaces, on this host's disk.",
+        epilog=_EPILOG,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(root=None, json=False, quiet=False, verbose=False, no_progress=False)
+    _add_globals(parser)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(
+        title="commands", prog="layercache", dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
+
+    verb = _add(commands, "pull", "REF -n NS [options]", "fetch an image into a namespace", _PULL)
+    verb.add_argument("reference", metavar="REF", help="HOST/NAME:TAG or HOST/NAME@DIGEST")
+    _add_namespace(verb)
+    verb.add_argument(
+        "--platform", metavar="OS/ARCH[/VARIANT]", help="of an index, take this one (default: this host's)"
+    )
+    verb.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS (default: on loopback only)")
+    verb.add_argument("--jobs", metavar="N", type=_count, help="blobs fetched at a time")
+    verb.add_argument("--fresh", action="store_true", help="fail if the tag cannot be resolved now")
+    verb.add_argument("--timeout", metavar="S", type=_seconds, help="give up after S seconds")
+
+    verb = _add(
+        commands, "ls", "[-n NS] [options]", "list namespaces, or what one of them holds", _LS, aliases=["list"]
+    )
+    _add_namespace(verb, required=False)
+    _add_no_trunc(verb)
+
+    verb = _add(commands, "inspect", "DIGEST -n NS [options]", "show what is known of one blob", "")
+    _add_digest(verb)
+    _add_namespace(verb)
+
+    verb = _add(commands, "cat", "DIGEST -n NS [options]", "write a blob's verified bytes to standard output", _CAT)
+    _add_digest(verb)
+    _add_namespace(verb)
+    verb.add_argument("--uncompressed", action="store_true", help="decompress a layer, checking its DiffID at the end")
+
+    verb = _add(
+        commands, "export", "REF_OR_DIGEST -n NS DIR [options]", "write an image as an OCI image layout", _EXPORT
+    )
+    verb.add_argument("target", metavar="REF_OR_DIGEST", help="an image of the namespace")
+    _add_namespace(verb)
+    verb.add_argument("directory", metavar="DIR", help="absent, empty, or a layout to add to")
+
+    verb = _add(commands, "put", "FILE -n NS [options]", "put a local file into a namespace, print its digest", "")
+    verb.add_argument("file", metavar="FILE", help="the file")
+    _add_namespace(verb)
+    verb.add_argument("--media-type", metavar="T", help="its media type (default: application/octet-stream)")
+
+    verb = _add(commands, "verify", "[DIGEST] -n NS [options]", "hash everything again, one line a finding", _VERIFY)
+    verb.add_argument("digest", metavar="DIGEST", nargs="?", help="only this blob")
+    _add_namespace(verb)
+
+    verb = _add(commands, "rm", "DIGEST... -n NS [options]", "drop blobs or images", _RM)
+    verb.add_argument("targets", metavar="DIGEST", nargs="+", help="a blob's digest, or an image's reference")
+    _add_namespace(verb)
+    verb.add_argument("--ignore-missing", action="store_true", help="what is not there is no error")
+
+    verb = _add(commands, "purge", "NS [options]", "remove a namespace for good, print the receipt", _PURGE)
+    verb.add_argument("namespace", metavar="NS", help="the namespace")
+    verb.add_argument(
+        "--wait", metavar="S", type=_seconds, default=5.0, help="seconds to wait for its users (default: 5)"
+    )
+    return parser
+
+
+_PULL = """
+Prints the image's digest, then a line a blob: digest, size, hit, miss or bypass (and why). A bypass could not be kept
+here: who opens the image reads that blob from the registry. Exit 5 if that is so of every layer. A tag whose registry
+does not answer gives the digest it last had, and standard error says so; --fresh makes that an error. With -q only the
+image's digest.
+"""
+_LS = """
+With -n: images first (reference, digest, size, age, whether complete), then blobs that belong to no image. With -q
+one name a line: namespaces, or digests of all blobs.
+"""
+_CAT = """
+Each chunk is checked before it is written. If a later one is damaged the exit code is 4 and what was written is right
+but cut. With --json the bytes are base64 in the member "data".
+"""
+_EXPORT = """
+Other tools open the result, for example: skopeo inspect oci:DIR:TAG. It has the tag of REF as its name; an image of
+the same name in DIR is replaced, others stay. A Docker schema 2 manifest stays and gets an OCI form beside it, of
+another digest, which is what the layout names: tools look for nothing else there.
+"""
+_VERIFY = """
+Exit 4 if anything was found. A damaged blob is moved aside, so that the next pull fetches it again.
+"""
+_RM = """
+A reference drops the image: its name, and the blobs no other image of the namespace needs. Exit 3 if something was
+not there (the rest is dropped), 5 if something is in use while other things were dropped.
+"""
+_PURGE = """
+From the first moment on nobody can open any of it. Exit 5 where somebody still has files of it open at the end of the
+wait: the next command on this root removes what they leave. Exit 3 if there is nothing, or nothing left, to purge.
+"""
+
+
+def _add(commands: Any, name: str, usage: str, summary: str, more: str, **options: Any) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = commands.add_parser(
+        name,
+        usage=f"layercache {name} {usage}",
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.\n{more}".strip(),
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        **options,
+    )
+    verb.set_defaults(command=name)  # not the alias that was typed
+    _add_globals(verb)
+    return verb
+
+
+def _add_globals(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("everywhere, before or after the command")
+    default = argparse.SUPPRESS  # a command must not undo what was given before it
+    group.add_argument("--root", metavar="DIR", default=default, help="where the cache is [env: LAYERCACHE_ROOT]")
+    group.add_argument("--json", action="store_true", default=default, help="one JSON document on standard output")
+    group.add_argument("-q", "--quiet", action="store_true", default=default, help="say less")
+    group.add_argument("-v", "--verbose", action="store_true", default=default, help="say more; traceback of an error")
+    group.add_argument(
+        "--no-progress", action="store_true", default=default, help="no bars [env: LAYERCACHE_NO_PROGRESS]"
+    )
+
+
+def _add_namespace(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
+    verb.add_argument("-n", "--namespace", metavar="NS", required=required, default=None, help="the namespace")
+
+
+def _add_digest(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("digest", metavar="DIGEST", help="sha256:... or sha512:...")
+
+
+def _add_no_trunc(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--no-trunc", action="store_true", help="whole digests on a terminal, too")
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
