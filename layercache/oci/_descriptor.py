@@ -153,4 +153,7 @@ class Descriptor:
 def media_type(value: object, where: str, error: type[InvalidError]) -> MediaType | None:
     """Media type of an optional member; absent, null and empty are ``None``, which is how Go leaves it out."""
     text = _ijson.text(value, where, error)
-    return MediaType.parse(text) if text else None
+    try:
+        return MediaType.parse(text) if text else None
+    except InvalidError as reason:
+        raise error(f"{where} is refused: {reason}") from reason

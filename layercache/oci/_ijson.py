@@ -26,7 +26,8 @@ _MAX_NUMBER = 64  # characters of any other number
 
 # A string to its end, or to the end of the text if it has none. Possessive, so that no input makes it try again.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_SQUARE = bytes.maketrans(b"{}", b"[]")
+_OTHER = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def loads(raw: bytes, what: str) -> object:
@@ -65,14 +66,12 @@ def loads(raw: bytes, what: str) -> object:
 
 
 def _bound(raw: bytes, what: str) -> None:
-    brackets = _STRING.sub(b"", raw).translate(None, _NO_BRACKET)
-    if brackets.count(b"[") + brackets.count(b"{") > _MAX_NODES:
+    # Which kind closes which is the parser's question; here both kinds are one.
+    brackets = _STRING.sub(b"", raw).translate(_SQUARE, _OTHER)
+    if brackets.count(b"[") > _MAX_NODES:
         raise LimitError(f"the {what} has more than {_MAX_NODES} objects and arrays")
-    for _ in range(MAX_DEPTH):  # each round takes at least the innermost level away
-        inner = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if len(inner) == len(brackets):
-            break
-        brackets = inner
+    for _ in range(MAX_DEPTH):  # each round takes away exactly one level, the innermost
+        brackets = brackets.replace(b"[]", b"")
     if brackets:
         raise InvalidManifestError(f"the {what} is nested deeper than {MAX_DEPTH} levels, or is cut short")
 
@@ -90,9 +89,10 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _integer(literal: str) -> int:
     # Before int(): the time it takes grows with the square of the length.
-    if len(literal) > _MAX_INTEGER:
+    value = int(literal) if len(literal) <= _MAX_INTEGER else None
+    if value is None or not -(1 << 63) <= value < 1 << 64:
         raise InvalidManifestError("an integer beyond 64 bits", value=literal[:_MAX_NUMBER])
-    return int(literal)
+    return value
 
 
 def _number(literal: str) -> float:

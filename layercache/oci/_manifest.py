@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from layercache.errors import InvalidDigestError, InvalidError, InvalidManifestError, LimitError, UnsupportedError
@@ -29,7 +28,7 @@ class Manifest:
     layers: tuple[Descriptor, ...]
     subject: Descriptor | None = field(default=None, kw_only=True)
     artifact_type: MediaType | None = field(default=None, kw_only=True)
-    annotations: Mapping[str, str] = field(default_factory=Annotations, kw_only=True)
+    annotations: Annotations = field(default_factory=Annotations, kw_only=True)
     raw: bytes = field(kw_only=True, repr=False)
 
     @classmethod
@@ -49,7 +48,7 @@ class Index:
     manifests: tuple[Descriptor, ...]
     subject: Descriptor | None = field(default=None, kw_only=True)
     artifact_type: MediaType | None = field(default=None, kw_only=True)
-    annotations: Mapping[str, str] = field(default_factory=Annotations, kw_only=True)
+    annotations: Annotations = field(default_factory=Annotations, kw_only=True)
     raw: bytes = field(kw_only=True, repr=False)
 
     @classmethod
@@ -114,9 +113,9 @@ def parse_document(
         raise _schema1()
     fields = _ijson.members(_ijson.loads(raw, "manifest"), "the manifest", InvalidManifestError)
     version = fields.get("schemaVersion")
-    if version == 1 or "fsLayers" in fields:
+    if (type(version) is int and version == 1) or "fsLayers" in fields:
         raise _schema1()
-    if type(version) is not int or version != 2:
+    if type(version) is not int or version != 2:  # a float or a bool is not a version
         raise InvalidManifestError("schemaVersion is not 2", value=version)
     kind = _kind(fields, header, expected)
     subject = fields.get("subject")

@@ -10,7 +10,7 @@ from layercache.oci import _host, _ijson
 
 __all__ = ["Platform"]
 
-_TOKEN = r"[A-Za-z0-9_.-]{1,64}"  # noqa: S105 -- a grammar, no secret
+_TOKEN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"  # noqa: S105 -- a grammar, no secret
 _TEXT = re.compile(
     rf"(?P<os>{_TOKEN})(?:\((?P<version>[A-Za-z0-9_.-]{{0,64}})(?P<features>(?:\+{_TOKEN}){{0,64}})\))?"
     rf"/(?P<architecture>{_TOKEN})(?:/(?P<variant>{_TOKEN}))?"
@@ -34,6 +34,7 @@ _ALIASES = {
     "armel": ("arm", "v6"),
     "loongarch64": ("loong64", ""),
 }
+_SYSTEMS = {"macos": "darwin", "win32": "windows"}
 
 # Variants of an architecture, least first: a machine runs its own and all before it.
 _LADDERS = {
@@ -104,15 +105,20 @@ class Platform:
         return _spell(*_host.uname(), _host.amd64_level(), "", frozenset())
 
     def candidates(self) -> tuple[str, ...]:
-        """Processor variants this platform runs, best first; the last may be empty: an image that does not say."""
+        """Processor variants this platform runs, best first; an empty one is an image that does not say.
+
+        Where the specification says what an empty variant means (v1 on amd64, v8 on arm64, v7 on arm), that stands for
+        both. Only variants of the same architecture: a 32-bit image is never chosen for a 64-bit host.
+        """
         ladder = _LADDERS.get(self.architecture)
-        variant = self.variant or _PLAIN.get(self.architecture, "")
+        plain = _PLAIN.get(self.architecture, "")
+        variant = self.variant or plain
         if self.architecture == "arm64" and (match := _ARM64.fullmatch(variant)):
             found = _arm64(int(match[1]), int(match[2] or 0))
         elif ladder is not None and variant in ladder:
             found = list(reversed(ladder[: ladder.index(variant) + 1]))
         else:
-            found = [variant, ""] if variant else [""]
+            found = [variant] if variant == plain else [variant, plain]
         return tuple(found)
 
     def rank(self, image: Platform) -> int | None:
@@ -156,8 +162,11 @@ class Platform:
 
 
 def _spell(os: str, architecture: str, variant: str, version: str, features: frozenset[str]) -> Platform:
+    os, architecture = os.lower(), architecture.lower()
     architecture, implied = _ALIASES.get(architecture, (architecture, ""))
-    return Platform(os, architecture, variant or implied, version, features)
+    if architecture in ("arm", "arm64") and variant in ("5", "6", "7", "8", "9"):
+        variant = f"v{variant}"  # as early builders wrote it
+    return Platform(_SYSTEMS.get(os, os), architecture, variant or implied, version, features)
 
 
 def _arm64(major: int, minor: int) -> list[str]:

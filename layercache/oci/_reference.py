@@ -20,6 +20,7 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _LABEL = r"[A-Za-z0-9]+(?:-+[A-Za-z0-9]+)*"
 _HOST = re.compile(rf"(?P<name>{_LABEL}(?:\.{_LABEL})*|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::(?P<port>[1-9][0-9]{{0,4}}))?")
+_ALGORITHMS = frozenset({"sha256", "sha512", "blake3"})
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 _HUB = "docker.io"
@@ -50,14 +51,9 @@ class Repository:
     name: str
 
     def __post_init__(self) -> None:
-        if _host(self.host) != self.host:
-            raise InvalidReferenceError("not the host of a registry", value=self.host)
-        if not isinstance(self.name, str) or _NAME.fullmatch(self.name) is None:
-            raise InvalidReferenceError(
-                "not the name of a repository", value=self.name, hint="use lower-case letters, digits and . _ - /"
-            )
-        if len(self.host) + 1 + len(self.name) > _MAX_NAME:
-            raise InvalidReferenceError(f"host and repository are longer than {_MAX_NAME} characters", value=self.name)
+        fault = _fault(self.host, self.name)
+        if fault is not None:
+            raise InvalidReferenceError(fault, value=f"{self.host}/{self.name}")
 
     @classmethod
     def parse(cls, text: str) -> Repository:
@@ -115,7 +111,8 @@ class Reference:
             if _TAG.fullmatch(label) is None:
                 raise InvalidReferenceError("the tag is not of the grammar", value=_shown(text))
             tag = Tag(label)
-        if _HEX64.fullmatch(rest) or (rest in ("sha256", "sha512") and digest is None):
+        # Docker would look for an image of this name on its hub.
+        if _HEX64.fullmatch(rest) or (rest in _ALGORITHMS and digest is None):
             raise InvalidReferenceError(
                 "a digest alone names no image", value=_shown(text), hint="write NAME@sha256:..."
             )
@@ -151,10 +148,20 @@ def _repository(text: str, whole: str) -> Repository:
         raise InvalidReferenceError("the host is not of the grammar", value=_shown(whole), hint=_hint(whole))
     if host == _HUB and "/" not in name:
         name = f"library/{name}"
-    try:
-        return Repository(host, name)
-    except InvalidReferenceError as error:
-        raise InvalidReferenceError(error.what.partition(":")[0], value=_shown(whole), hint=error.hint) from None
+    fault = _fault(host, name)
+    if fault is not None:
+        raise InvalidReferenceError(fault, value=_shown(whole), hint=_hint(whole))
+    return Repository(host, name)
+
+
+def _fault(host: object, name: object) -> str | None:
+    if not isinstance(host, str) or _host(host) != host:
+        return "not the host of a registry"
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        return "not the name of a repository"
+    if len(host) + 1 + len(name) > _MAX_NAME:
+        return f"host and repository are longer than {_MAX_NAME} characters"
+    return None
 
 
 def _host(text: object) -> str | None:
@@ -178,17 +185,22 @@ def _host(text: object) -> str | None:
 def _digest(text: str, whole: str) -> Digest:
     try:
         return Digest.parse(text)
-    except InvalidDigestError as error:
-        raise InvalidReferenceError(
-            "what follows @ is not a digest", value=_shown(whole), hint="write NAME@sha256:..."
-        ) from error
+    except InvalidDigestError:
+        # Without the cause: its text may hold a password.
+        what = "what follows @ is not a digest"
+        raise InvalidReferenceError(what, value=_shown(whole), hint="write NAME@sha256:...") from None
 
 
 def _hint(text: str) -> str:
-    return "leave out http:// and https://" if "://" in text else ""
+    if "://" in text:
+        return "leave out http:// and https://"
+    return "a name has lower-case letters and digits, with . _ - / between them"
 
 
 def _shown(text: str) -> str:
-    """``text`` for a message, without what may be a password: the part of a URL before its host."""
-    before, at, after = text.rpartition("@")
-    return f"...@{after}" if at and ("://" in before or "/" in after) else text
+    """``text`` for a message, without what may be a secret: the user information and the query of a URL."""
+    text, query, _ = text.partition("?")
+    _, at, after = text.partition("@")
+    if at and not after.startswith(("sha256:", "sha512:")):
+        text = f"...@{text.rpartition('@')[2]}"
+    return f"{text}?..." if query else text

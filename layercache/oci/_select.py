@@ -15,6 +15,7 @@ __all__ = ["MAX_INDEXES", "descend", "select"]
 MAX_INDEXES = 3
 """Indexes on the way to a manifest, the first one counted."""
 
+_MAX_LOADS = 64
 _SHOWN = 20
 
 
@@ -45,7 +46,7 @@ def descend(
 
     :raises NotFoundError: if none fits.
     :raises InvalidManifestError: if an index leads back to itself.
-    :raises LimitError: over three levels of indexes or 10,000 descriptors.
+    :raises LimitError: over three levels of indexes, 64 documents or 10,000 descriptors.
     """
     seen: list[Index] = []
     done: set[Digest] = set()
@@ -57,6 +58,8 @@ def descend(
             return None
         if len(above) == MAX_INDEXES and descriptor.media_type.is_index:
             raise LimitError(f"more than {MAX_INDEXES} indexes inside each other")
+        if len(seen) == _MAX_LOADS:
+            raise LimitError(f"more than {_MAX_LOADS} nested indexes without an image for {platform}")
         document = load(descriptor)
         if isinstance(document, Manifest):
             return descriptor, document
