@@ -34,6 +34,7 @@ help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with the library and its development tools
+	@:
 
 test: setup packages check ## set up, check, then run the whole suite
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile
@@ -53,7 +54,7 @@ demo: setup ## run the main job once on embedded defaults and show each step
 	@$(PY) docs/examples/demo.py
 
 bench: setup packages ## a cold pull against skopeo and the floor of curl, openssl and sync
-	@$(PY) bench/cold_pull.py
+	@$(PY) -m bench.cold_pull
 
 packages: ## install the Debian packages the tests start (as root), or name the missing ones
 	@missing=()

@@ -1,4 +1,4 @@
-"""Who may touch what: files, clock, network, processes, threads, chance, host and terminal.
+"""Who may touch what: files, memory maps, clock, network, processes, threads, chance, host and terminal.
 
 ``[tool.layercache.touches]`` in pyproject.toml marks the modules that touch the world, and what each touches. A module
 without a mark is pure. The marks are held both ways: a mark no longer needed fails too, so the table stays true.
@@ -28,7 +28,7 @@ TOUCH = {
     "shutil": "files",
     "tempfile": "files",
     "fcntl": "files",
-    "mmap": "files",
+    "mmap": "memory",
     "ctypes": "files",
     "glob": "files",
     "tarfile.open": "files",
@@ -59,6 +59,8 @@ TOUCH = {
     "signal": "processes",
     "os.fork": "processes",
     "os.kill": "processes",
+    "os.killpg": "processes",
+    "os._exit": "processes",
     "os.execv": "processes",
     "os.system": "processes",
     "os.posix_spawn": "processes",
@@ -102,6 +104,7 @@ TOUCH = {
     "pathlib.PurePath": "",
     "pathlib.PurePosixPath": "",
 }
+BUILTINS = {"open", "print", "input", "eval", "exec", "compile", "__import__"}
 # Methods of a path that was handed in: no import gives them away.
 PATH_METHODS = {"read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "rglob"}
 
@@ -140,8 +143,8 @@ class Uses(ast.NodeVisitor):
         self.visit(tree)
 
     def visit_Name(self, node: ast.Name) -> None:
-        """A bare name: imported, or a builtin."""
-        if node.id not in self._own:
+        """A bare name: imported, or a builtin; anything else is a variable."""
+        if node.id in self._names or (node.id in BUILTINS and node.id not in self._own):
             self.found.append((node.lineno, self._names.get(node.id, node.id)))
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
@@ -236,6 +239,7 @@ def test_every_mark_names_a_module() -> None:
         ("async def f():\n    open('x')", ["files"]),
         ("import os\ndef f(p: os.DirEntry) -> os.DirEntry: return p", []),
         ("import os\nos.fspath('x')", []),
+        ("def f(platform): return platform.os", []),
         ("import datetime\ndatetime.datetime(2000, 1, 1)", []),
         ("class A:\n    def open(self): ...\nA().open()", []),
         ("def open(): ...\nopen()", []),
