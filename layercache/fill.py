@@ -77,9 +77,9 @@ def fill(
         if ingest is not None:
             resumed = ingest.offset > 0
             try:
-                return _transfer(
+                blob = _transfer(
                     ingest, descriptor, fetch, diff_id=diff_id, origin=origin, control=control, ledger=ledger
-                ), True
+                )
             except IntegrityError:
                 if not resumed:
                     raise
