@@ -9,6 +9,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 JOBS ?= 2
+FUZZ_SECONDS ?= 60
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup
@@ -37,7 +38,8 @@ setup: $(STAMP) ## make .venv with the library and its development tools
 	@:
 
 test: setup packages check ## set up, check, then run the whole suite
-	@$(PY) -m pytest -n $(JOBS) --dist loadfile
+	@$(PY) fuzz/run.py --seconds 5
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 check: setup ## format, lint, types, import layers, who may touch what
 	@$(VENV)/bin/ruff format --check .
@@ -55,6 +57,9 @@ demo: setup ## run the main job once on embedded defaults and show each step
 
 bench: setup packages ## a cold pull against skopeo and the floor of curl, openssl and sync
 	@$(PY) -m bench.cold_pull
+
+fuzz: setup ## feed made-up input to the parsers for FUZZ_SECONDS (60); see fuzz/README.md
+	@$(PY) fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 packages: ## install the Debian packages the tests start (as root), or name the missing ones
 	@missing=()
