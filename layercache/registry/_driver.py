@@ -1,0 +1,191 @@
+"""Runs a flow: performs its effects one after the other, blocking, under the caller's control."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+from layercache.control import Control
+from layercache.errors import RegistryError
+from layercache.metrics import Ledger
+from layercache.registry._authority import Authority
+from layercache.registry._effects import (
+    Authorise,
+    Deliver,
+    Effect,
+    Flow,
+    Grant,
+    LostError,
+    Pause,
+    Receive,
+    Release,
+    Send,
+)
+from layercache.registry._pace import Pace
+from layercache.registry._transport import Reply, Transport
+from layercache.registry._wire import Headers, parse_warnings
+
+__all__ = ["Driver", "Session"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("layercache.registry")
+_MOST_WARNINGS = 4096  # characters of warnings that a registry may put into our log
+
+
+class Session:
+    """What the operations on one registry share within one process."""
+
+    def __init__(self, pid: int, transport: Transport, authority: Authority, pace: Pace) -> None:
+        self.pid = pid
+        self.transport = transport
+        self.authority = authority
+        self.pace = pace
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+        self._characters = 0
+
+    def note_warnings(self, host: str, headers: Headers) -> None:
+        """Log the warnings of a reply (distribution-spec, "Warnings"), each text once."""
+        for text in parse_warnings(headers.all("warning")):
+            with self._lock:
+                if text in self._warned or self._characters + len(text) > _MOST_WARNINGS:
+                    continue
+                self._warned.add(text)
+                self._characters += len(text)
+            _log.warning("%s warns: %s", host, text)
+
+
+class Driver:
+    """Runs flows of one operation. ``stage`` is where the ledger counts the time on the wire."""
+
+    def __init__(self, session: Session, control: Control, ledger: Ledger, stage: str) -> None:
+        self._session = session
+        self._control = control
+        self._ledger = ledger
+        self._stage = stage
+
+    def run(self, flow: Flow[T]) -> T:
+        """Result of a flow that delivers nothing."""
+        steps = self.stream(flow)
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        raise AssertionError("a flow that delivers was run, not streamed")
+
+    def stream(self, flow: Flow[T]) -> Generator[bytes, None, T]:
+        """The bytes a flow delivers, as it delivers them, and its result. Closing it gives the connection back."""
+        turn = _Turn(self._session, self._control, self._ledger, self._stage)
+        step: Callable[[], Effect] = lambda: next(flow)  # noqa: E731
+        try:
+            while True:
+                try:
+                    effect = step()
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                self._control.checkpoint()
+                if isinstance(effect, Deliver):
+                    yield effect.data
+                    step = _sending(flow, None)
+                    continue
+                try:
+                    answer = turn.perform(effect)
+                except LostError as lost:
+                    step = _throwing(flow, lost)
+                else:
+                    step = _sending(flow, answer)
+        finally:
+            flow.close()
+            turn.release()
+
+
+def _sending(flow: Flow[Any], answer: object) -> Callable[[], Effect]:
+    return lambda: flow.send(answer)
+
+
+def _throwing(flow: Flow[Any], error: LostError) -> Callable[[], Effect]:
+    return lambda: flow.throw(error)
+
+
+class _Turn:
+    """The open reply of a running flow, and what its effects do."""
+
+    def __init__(self, session: Session, control: Control, ledger: Ledger, stage: str) -> None:
+        self._session = session
+        self._control = control
+        self._ledger = ledger
+        self._stage = stage
+        self._reply: Reply | None = None
+        self._host = ""
+        self._entered = 0.0
+
+    def perform(self, effect: Effect) -> object:
+        if self._session.pid != os.getpid():
+            raise RegistryError("this transfer belongs to the parent of this process", hint="start it anew")
+        if isinstance(effect, Receive):
+            return self._receive(effect)
+        if isinstance(effect, Send):
+            return self._send(effect)
+        if isinstance(effect, Release):
+            self.release()
+            return None
+        if isinstance(effect, Pause):
+            return self._pause(effect)
+        if isinstance(effect, Authorise):
+            return self._authorise(effect)
+        raise AssertionError(f"unknown effect {type(effect).__name__}")
+
+    def release(self) -> None:
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            reply.release()
+
+    def _send(self, request: Send) -> object:
+        self.release()
+        host = self._host = request.url.authority
+        pace = self._session.pace
+        if pace.is_shut(host):
+            with self._ledger.span("wait"):
+                pace.enter(host, self._control)
+        self._entered = pace.now()
+        self._ledger.request()
+        with self._ledger.span(self._stage):
+            self._reply = self._session.transport.send(request, self._control)
+        head = self._reply.head
+        if head.status < 400:
+            pace.served(host)
+        self._session.note_warnings(host, head.headers)
+        return head
+
+    def _receive(self, effect: Receive) -> bytes:
+        if self._reply is None:
+            raise AssertionError("no reply is open")
+        with self._ledger.span(self._stage):
+            data = self._reply.read(effect.most)
+        if data:
+            self._ledger.received(self._host, len(data))
+        return data
+
+    def _pause(self, effect: Pause) -> bool:
+        self.release()
+        pace = self._session.pace
+        delay = max(effect.least, pace.jittered(effect.attempt))
+        if self._control.remaining(delay) < delay or not pace.repeat(effect.host):
+            return False
+        if effect.shut:  # the next request to that host waits at its gate, as do those of everybody else
+            pace.shut(effect.host, effect.least, self._entered)
+            return True
+        with self._ledger.span("wait"):
+            self._control.wait(delay)
+        return True
+
+    def _authorise(self, ask: Authorise) -> Grant | None:
+        self.release()
+        exchange = Driver(self._session, self._control, self._ledger, "auth")
+        return self._session.authority.grant(ask, exchange.run, self._control)

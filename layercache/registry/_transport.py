@@ -1,0 +1,230 @@
+"""The only place that sends and receives: urllib3's pools over watched sockets, one reply at a time.
+
+urllib3 neither repeats, nor redirects, nor decodes here; the flows decide.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import re
+import ssl
+import threading
+import time
+from typing import NoReturn
+
+import urllib3
+import urllib3.connection
+import urllib3.connectionpool
+import urllib3.exceptions
+
+from layercache.control import Control
+from layercache.errors import LayerCacheError
+from layercache.registry._effects import Head, LostError, Send
+from layercache.registry._sockets import HEAD, SLICE, PlainSocket, TlsSocket, Watch, dial, watching
+from layercache.registry._url import Url, Zone
+from layercache.registry._wire import Headers
+
+__all__ = ["Reply", "Transport"]
+
+_AGENT = "layercache"
+_DRAIN = 4096  # bytes that are cheaper to read than a connection is to make
+_HEAD_BYTES = 512 << 10  # times sixteen: the most that 100 fields of 64 KiB can be
+_TIMEOUT = urllib3.Timeout(connect=SLICE, read=SLICE)
+
+
+class _Dialling:
+    """What makes a connection of urllib3 dial with :func:`dial`."""
+
+    host: str
+    port: int
+
+    def _new_conn(self) -> PlainSocket:
+        return dial(self.host.strip("[]"), self.port)
+
+
+class _PlainConnection(_Dialling, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _TlsConnection(_Dialling, urllib3.connection.HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        # The TLS socket took over from the plain one that knew its peer.
+        watch = watching()
+        if watch is not None and isinstance(self.sock, TlsSocket):
+            self.sock.zone = watch.zone
+
+
+class _PlainPool(urllib3.connectionpool.HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class Reply:
+    """An open reply. Used by one thread at a time; :meth:`release` it."""
+
+    def __init__(self, head: Head, response: urllib3.BaseHTTPResponse, watch: Watch, url: Url) -> None:
+        self.head = head
+        self._response = response
+        self._watch = watch
+        self._url = url
+        self._ended = False
+        self._pid = os.getpid()
+
+    def read(self, most: int) -> bytes:
+        """Next bytes of the body: ``most``, fewer before its end or a break, ``b""`` at its end.
+
+        :raises LostError: if the connection broke, stalled or ended too early; the bytes before that were given.
+        """
+        watch = self._watch
+        with watch.at_work(most=most):
+            watch.check()
+            try:
+                data = self._response.read(most, decode_content=False)
+            except Exception as error:  # noqa: BLE001 -- whatever a strange reply makes of the layers below
+                _raise(error, watch, self._url)
+        if not data:
+            if watch.broken:
+                raise LostError(f"{self._url.authority}: {watch.broken}")
+            self._ended = True
+        return data
+
+    def release(self) -> None:
+        """Give the connection back if little or nothing is left unread, else close it. Blocks for at most 0.2 s."""
+        response = self._response
+        if os.getpid() != self._pid:
+            return  # the parent of this process uses it
+        left = response.length_remaining
+        if not self._ended and not self._watch.broken and left is not None and left <= _DRAIN:
+            # Also where nothing is left (HEAD): only a read tells http.client that the reply is over.
+            drain = Watch(Control(timeout=0.2))
+            try:
+                with drain.at_work(most=_DRAIN):
+                    self._ended = len(response.read(left + 1, decode_content=False)) == left
+            except Exception:  # noqa: BLE001 -- it was only worth a try
+                self._ended = False
+        if not self._ended:
+            response.close()
+        response.release_conn()
+
+
+class Transport:
+    """Connections to the hosts of one registry, for use by many threads of one process."""
+
+    def __init__(self) -> None:
+        self._managers: dict[Zone | None, urllib3.PoolManager] = {}
+        self._context: ssl.SSLContext | None = None
+        self._lock = threading.Lock()
+        _hide_queries()
+
+    def send(self, request: Send, control: Control) -> Reply:
+        """Send a request and wait for the head of its reply.
+
+        :raises LostError: if there is none.
+        :raises PolicyError: if the host's addresses are out of the request's reach.
+        """
+        watch = Watch(control, reach=request.reach)
+        url = request.url
+        headers = {"User-Agent": _AGENT, **request.headers}
+        if request.grant is not None:
+            headers["Authorization"] = request.grant.header()
+        with watch.at_work(most=_HEAD_BYTES, within=HEAD):
+            watch.check()
+            try:
+                response = self._manager(request.reach, url.scheme).urlopen(
+                    request.method,
+                    f"{url.scheme}://{url.authority}{url.target}",
+                    body=request.form,
+                    headers=headers,
+                    redirect=False,
+                    retries=False,
+                    preload_content=False,
+                    decode_content=False,
+                    timeout=_TIMEOUT,
+                )
+            except Exception as error:  # noqa: BLE001 -- every foreign error is mapped here
+                _raise(error, watch, url)
+        head = Head(response.status, Headers(response.headers.items()), watch.zone, time.time())
+        return Reply(head, response, watch, url)
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        with self._lock:
+            managers, self._managers = self._managers, {}
+        for manager in managers.values():
+            manager.clear()
+
+    def _manager(self, reach: Zone | None, scheme: str) -> urllib3.PoolManager:
+        """Pools of one reach: a connection that was made under a wider one is never used under a narrower."""
+        with self._lock:
+            manager = self._managers.get(reach)
+            if manager is None:
+                manager = urllib3.PoolManager(num_pools=16, maxsize=32, block=False)
+                manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+                self._managers[reach] = manager
+            if scheme == "https" and "ssl_context" not in manager.connection_pool_kw:
+                if self._context is None:  # costs some milliseconds: made when first needed
+                    context = ssl.create_default_context()
+                    context.sslsocket_class = TlsSocket
+                    self._context = context
+                manager.connection_pool_kw["ssl_context"] = self._context
+            return manager
+
+
+def _raise(error: Exception, watch: Watch, url: Url) -> NoReturn:
+    """Raise what an error means. Its own text and object stay behind: they may hold the URL."""
+    if watch.stop is not None:
+        raise watch.stop from None
+    if isinstance(error, LayerCacheError | LostError):
+        raise error
+    root: BaseException | None = error
+    chain: list[BaseException] = []
+    while root is not None and root not in chain and len(chain) < 10:
+        chain.append(root)
+        inner = root.args[-1] if root.args and isinstance(root.args[-1], BaseException) else None
+        root = root.__cause__ or inner or root.__context__
+    reason, tries = watch.broken, 100
+    cause = next(
+        (e for e in reversed(chain) if isinstance(e, OSError) and not isinstance(e, urllib3.exceptions.HTTPError)), None
+    )
+    certificate = next((e for e in chain if isinstance(e, ssl.SSLCertVerificationError)), None)
+    if certificate is not None:
+        reason, tries = f"its certificate is not trusted: {certificate.verify_message}", 1
+    elif any(isinstance(e, ssl.SSLError) for e in chain):
+        reason = reason or "TLS failed"
+        tries = 3
+    elif not reason and any(isinstance(e, http.client.RemoteDisconnected) for e in chain):
+        reason = "closed the connection without an answer"
+    elif not reason and any(
+        isinstance(e, http.client.IncompleteRead | urllib3.exceptions.IncompleteRead) for e in chain
+    ):
+        reason = "ended too early"
+    elif not reason and cause is not None:
+        reason = "the connection broke"
+    raise LostError(f"{url.authority}: {reason or 'answered with what is not HTTP'}", tries=tries) from cause
+
+
+_QUERY = re.compile(r"\?\S*")
+
+
+class _NoQueries(logging.Filter):
+    """urllib3 writes the target of each request into its debug log; ours may be signed."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if watching() is not None and isinstance(record.args, tuple):
+            record.args = tuple(_QUERY.sub("?...", a) if isinstance(a, str) else a for a in record.args)
+        return True
+
+
+_FILTER = _NoQueries()
+
+
+def _hide_queries() -> None:
+    logger = logging.getLogger("urllib3.connectionpool")
+    if _FILTER not in logger.filters:
+        logger.addFilter(_FILTER)
