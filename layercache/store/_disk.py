@@ -178,8 +178,8 @@ class Disk(Protocol):
         """Return the bytes that can still be written."""
         ...
 
-    def holders(self, inodes: frozenset[int]) -> tuple[int, ...]:
-        """Return the ids of processes that have one of these files open, as far as we may see them."""
+    def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
+        """Return the ids of processes with one of these files open, as far as we may see; ``but`` does not count."""
         ...
 
     def close(self, handle: Handle) -> None:
@@ -387,12 +387,13 @@ class PosixDisk:
         status = os.fstatvfs(self.root.fd)
         return status.f_bavail * status.f_frsize
 
-    def holders(self, inodes: frozenset[int]) -> tuple[int, ...]:
+    def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
         device = os.fstat(self.root.fd).st_dev
+        own = (os.getpid(), but.fd if but is not None else -1)
         found = set()
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-            for status in _open_files(pid):
-                if status.st_dev == device and status.st_ino in inodes:
+            for fd, status in _open_files(pid):
+                if status.st_dev == device and status.st_ino in inodes and (pid, fd) != own:
                     found.add(pid)
                     break
         return tuple(sorted(found))
@@ -423,7 +424,7 @@ def _stat(status: os.stat_result) -> Stat:
     return Stat(kind, status.st_size, status.st_ino, status.st_nlink, status.st_mtime)
 
 
-def _open_files(pid: int) -> Iterator[os.stat_result]:
+def _open_files(pid: int) -> Iterator[tuple[int, os.stat_result]]:
     folder = f"/proc/{pid}/fd"
     try:
         names = os.listdir(folder)
@@ -431,7 +432,7 @@ def _open_files(pid: int) -> Iterator[os.stat_result]:
         return
     for name in names:
         try:
-            yield os.stat(f"{folder}/{name}")
+            yield int(name), os.stat(f"{folder}/{name}")
         except OSError:
             continue
 

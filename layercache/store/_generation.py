@@ -21,7 +21,7 @@ from layercache.errors import (
 from layercache.oci import Descriptor, Digest, Reference
 from layercache.store import _ingest
 from layercache.store._disk import Dir, Disk, File
-from layercache.store._faults import guarding
+from layercache.store._faults import store_error
 from layercache.store._ingest import Ingest
 from layercache.store._layout import (
     BLOBS,
@@ -100,6 +100,15 @@ class Generation:
         if self.disk.stat(self._slot_dir, self._state) is None:
             raise NamespacePurgedError("the namespace was purged", hint="get a new handle to begin anew")
 
+    @contextmanager
+    def guarding(self, what: str) -> Iterator[None]:
+        """Turn an ``OSError`` of the block into the typed error; after a purge it is the purge's doing."""
+        try:
+            yield
+        except OSError as error:
+            self.check()
+            raise store_error(error, what) from error
+
     # -- reading
 
     def open(self, digest: Digest) -> Blob:
@@ -112,7 +121,7 @@ class Generation:
         """
         blob = self._open(digest)
         if blob is None and self.has(digest):
-            with guarding(f"move {digest} aside"), self.digest_lock(digest):
+            with self.guarding(f"move {digest} aside"), self.digest_lock(digest):
                 blob = self.open_locked(digest)
         self.check()
         if blob is None:
@@ -140,7 +149,7 @@ class Generation:
 
     def digests(self) -> Iterator[Digest]:
         """Yield the digests of the blobs that are here, in no order. Reads directories only."""
-        with guarding("list blobs"):
+        with self.guarding("list blobs"):
             for folder in sorted(self.disk.names(self._blobs)):
                 try:
                     blobs = self.disk.dir(self._blobs, folder)
@@ -158,7 +167,7 @@ class Generation:
 
     def verified(self, digest: Digest) -> float:
         """Return when the blob's content was last compared with its digest (seconds since the epoch)."""
-        with guarding(f"look at {digest}"), self._shard(self._meta, digest) as metas:
+        with self.guarding(f"look at {digest}"), self._shard(self._meta, digest) as metas:
             status = self.disk.stat(metas, blob_name(digest)) if metas is not None else None
         return status.mtime if status is not None else 0.0
 
@@ -176,13 +185,13 @@ class Generation:
 
     def arrived(self, descriptor: Descriptor) -> int:
         """Return the bytes that whoever writes this blob now has written so far."""
-        with guarding(f"look for {descriptor.digest}"):
+        with self.guarding(f"look for {descriptor.digest}"):
             status = self.disk.stat(self.incoming, Partial(descriptor.digest, descriptor.size, self.disk.boot).data)
         return 0 if status is None else status.size
 
     def mark_verified(self, digest: Digest) -> None:
         """Record that the content was compared with its digest just now."""
-        with guarding(f"mark {digest}"), self._shard(self._meta, digest) as metas:
+        with self.guarding(f"mark {digest}"), self._shard(self._meta, digest) as metas:
             if metas is None:
                 return
             file = self.disk.open(metas, blob_name(digest))
@@ -197,7 +206,7 @@ class Generation:
         :raises NotFoundError: when it is not here.
         :raises InUseError: when somebody has it open; it stays.
         """
-        with guarding(f"remove {digest}"), self.digest_lock(digest):
+        with self.guarding(f"remove {digest}"), self.digest_lock(digest):
             self.check_slot()
             with self._shard(self._blobs, digest) as blobs:
                 name = blob_name(digest)
@@ -206,7 +215,7 @@ class Generation:
                 file = self.disk.open(blobs, name)
                 try:
                     if not self.disk.lock(file, exclusive=True):
-                        holders = self.disk.holders(frozenset({self.disk.fstat(file).inode}))
+                        holders = self.disk.holders(frozenset({self.disk.fstat(file).inode}), but=file)
                         raise InUseError(f"{digest} is open", holders=holders, hint="close it first")
                     size = self.disk.fstat(file).size
                     # The file goes before its record: what the record alone leaves is swept, a file alone holds bytes.
@@ -220,7 +229,7 @@ class Generation:
     def quarantine(self, blob: Blob, why: str) -> None:
         """Move a damaged blob aside, so that it is a miss from now on. Others who read it go on, chunk by chunk."""
         try:
-            with guarding(f"move {blob.digest} aside"), self.digest_lock(blob.digest):
+            with self.guarding(f"move {blob.digest} aside"), self.digest_lock(blob.digest):
                 self._move_aside(blob.digest, why, inode=self.disk.fstat(blob.file).inode)
         except (StoreError, NamespacePurgedError) as error:
             _log.warning("%s is damaged (%s) and could not be moved aside: %s", blob.digest, why, error)
@@ -229,7 +238,7 @@ class Generation:
 
     def set_ref(self, ref: Ref) -> None:
         """Remember what a reference resolved to."""
-        with guarding("record a reference"):
+        with self.guarding("record a reference"):
             self.check_slot()
             temporary = self.write_temporary(ref.pack())
             self.disk.rename(self.incoming, temporary, self._refs, ref_name(ref.reference), replace=True)
@@ -243,7 +252,7 @@ class Generation:
 
     def refs(self) -> Iterator[Ref]:
         """Yield every reference's record."""
-        with guarding("list references"):
+        with self.guarding("list references"):
             names = self.disk.names(self._refs)
         for name in sorted(names):
             ref = self._read_ref(name)
@@ -253,7 +262,7 @@ class Generation:
 
     def remove_ref(self, reference: Reference) -> None:
         """Forget a reference. Nothing happens where it is not known."""
-        with guarding("forget a reference"):
+        with self.guarding("forget a reference"):
             self.check_slot()
             try:
                 self.disk.remove(self._refs, ref_name(reference))
@@ -322,7 +331,7 @@ class Generation:
     def _open(self, digest: Digest) -> Blob | None:
         """Return the blob, or ``None`` where it is not here or not sound."""
         disk, name = self.disk, blob_name(digest)
-        with guarding(f"open {digest}"), self._shard(self._blobs, digest) as blobs:
+        with self.guarding(f"open {digest}"), self._shard(self._blobs, digest) as blobs:
             if blobs is None:
                 return None
             try:
@@ -372,7 +381,7 @@ class Generation:
         return meta if meta is not None and meta.digest == digest else None
 
     def _read_ref(self, name: str) -> Ref | None:
-        with guarding("read a reference"):
+        with self.guarding("read a reference"):
             raw = self._read_record(self._refs, name)
         try:
             return None if raw is None else Ref.unpack(raw)

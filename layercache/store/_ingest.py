@@ -9,7 +9,7 @@ from layercache.errors import LayerCacheError
 from layercache.integrity import CHUNK, SUM_SIZE, ChunkSums, Verifier, chunk_range, chunk_sum
 from layercache.oci import Descriptor, DiffID, MediaType
 from layercache.store._disk import File
-from layercache.store._faults import guarding, store_error
+from layercache.store._faults import store_error
 from layercache.store._layout import Meta, Partial, blob_name
 from layercache.store._read import Blob
 
@@ -66,7 +66,7 @@ class Ingest:
         try:
             self._generation.check()
             self._verifier.feed(data)
-            with guarding("write a blob"):
+            with self._generation.guarding("write a blob"):
                 self._disk.write(self._file, data, start)
                 self._sums.feed(data)
                 self._keep_sums()
@@ -97,7 +97,7 @@ class Ingest:
                 created=disk.now(),
                 sums=self._sums.finish(),
             )
-            with guarding("publish a blob"):
+            with generation.guarding("publish a blob"):
                 # An error of this fsync means that the bytes may be gone while the kernel calls them clean: a second
                 # fsync could succeed. The file is dropped, whatever comes after.
                 disk.sync(self._file)
@@ -203,7 +203,7 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
     """
     disk = generation.disk
     partial = Partial(descriptor.digest, descriptor.size, disk.boot)
-    with guarding("begin a blob"):
+    with generation.guarding("begin a blob"):
         file = disk.create(generation.incoming, partial.data, exist_ok=True)
     ingest: Ingest | None = None
     try:
@@ -226,6 +226,7 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
             ingest.abort()
         elif error.errno in (errno.ENOSPC, errno.EDQUOT):
             disk.remove(generation.incoming, partial.data)
+        generation.check()
         raise store_error(error, f"take space for {descriptor.size} bytes") from error
     else:
         return ingest

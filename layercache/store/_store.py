@@ -48,7 +48,8 @@ __all__ = ["Store", "Tenancy"]
 
 _PATIENCE = 5.0
 _FOLDERS = (SLOTS, DATA, TRASH, RECEIPTS)
-_OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, *_FOLDERS))
+_OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, *_FOLDERS, "lost+found"))
+_NEW = ".new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +175,8 @@ class Store:
         """Take the root's lock for life, making the root's entries first where they are not there yet."""
         disk = self._disk
         held = set(disk.names(disk.root))
-        if FORMAT not in held and held - _OURS - {"lost+found"}:
-            raise FormatError("the directory holds something else", hint="choose an empty directory as root")
+        if not held & {FORMAT, ROOT_LOCK}:
+            self._check_ours()
         try:
             life = disk.create(disk.root, ROOT_LOCK, exist_ok=True)
             writable = True
@@ -191,6 +192,7 @@ class Store:
                     raise reason
                 self._lock_within(life)
                 if disk.stat(disk.root, FORMAT) is None:
+                    self._check_ours()  # with the lock in hand, so that nobody is making it at the same time
                     self._make_root()
             parse_format(self._read_small(disk.root, FORMAT))
             self._lock_within(life, exclusive=False)
@@ -199,6 +201,11 @@ class Store:
             disk.close(life)
             raise
         return life, writable
+
+    def _check_ours(self) -> None:
+        """Refuse to make a root where something else is."""
+        if {name.removesuffix(_NEW) for name in self._disk.names(self._disk.root)} - _OURS:
+            raise FormatError("the directory holds something else", hint="choose an empty directory as root")
 
     def _make_root(self) -> None:
         disk = self._disk
@@ -399,7 +406,7 @@ class Store:
     def _write_small(self, at: Dir, name: str, raw: bytes) -> None:
         """Write a small file whole and durable under a name that is not there yet, or was left half made."""
         disk = self._disk
-        temporary = f"{name}.new"
+        temporary = f"{name}{_NEW}"
         file = disk.create(at, temporary, exist_ok=True)
         try:
             disk.truncate(file, 0)
