@@ -107,5 +107,5 @@ $(STAMP): pyproject.toml
 		"$$python" -m venv $(VENV)
 	fi
 	echo "installing the library and its development tools into $(VENV)"
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PY) -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	touch $@
