@@ -152,8 +152,11 @@ class PeerRegistry:
         self._forgotten = self._log.stat().st_size
 
     def log_tail(self) -> str:
-        """The end of its log."""
-        return self._log.read_text(errors="replace")[-6000:] if self._log.exists() else ""
+        """The end of its log, without what it says twice about every request."""
+        if not self._log.exists():
+            return ""
+        lines = self._log.read_text(errors="replace").splitlines(keepends=True)
+        return "".join(line for line in lines if 'level=info msg="response completed"' not in line)[-6000:]
 
     def push(self, kind: str, source: BuiltImage | BuiltIndex, *options: str) -> None:
         """Push an image of OCI style through skopeo, which keeps its digests unless ``options`` say otherwise."""

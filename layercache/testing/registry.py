@@ -50,7 +50,7 @@ from layercache.testing._faults import (
     WrongLength,
 )
 from layercache.testing._listener import Call, Listener
-from layercache.testing._reply import Drop, Reply, Request, deliver, error
+from layercache.testing._reply import Drop, Origin, Reply, Request, Wait, deliver, error
 from layercache.testing._storage import refuse, sign, xml_error
 from layercache.testing.images import BuiltImage, BuiltIndex
 
@@ -61,6 +61,7 @@ __all__ = [
     "Delay",
     "Disconnect",
     "Drip",
+    "Drop",
     "Encoded",
     "Endless",
     "Fault",
@@ -68,6 +69,7 @@ __all__ = [
     "Hold",
     "IgnoreRange",
     "Multipart",
+    "Origin",
     "Raw",
     "Redirect",
     "Reply",
@@ -78,12 +80,14 @@ __all__ = [
     "Status",
     "Substitute",
     "Truncate",
+    "Wait",
     "WrongBytes",
     "WrongContentRange",
     "WrongLength",
 ]
 
 _VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
+_JSON = ("Content-Type", "application/json; charset=utf-8")
 _RESOURCE = re.compile(r"/v2/(?P<repository>.+)/(?P<resource>(?:manifests|blobs)/[^/]+|tags/list)")
 _STORED = re.compile(r"/storage/(?P<repository>.+)/(?P<digest>[^/]+)")
 
@@ -295,7 +299,7 @@ class ScriptedRegistry:
         if request.method not in ("GET", "HEAD"):
             return error(405, "UNSUPPORTED", "this registry is read only").put(("Allow", "GET, HEAD"))
         if kind == "ping":
-            return deliver(b"{}", [("Content-Type", "application/json"), _VERSION], request, ranges=False)
+            return deliver(b"{}", [_JSON, _VERSION], request, ranges=False)
         if kind == "manifests":
             return self._manifest(request, name)
         if kind == "blobs":
@@ -333,7 +337,7 @@ class ScriptedRegistry:
             return error(404, "NAME_UNKNOWN", "repository name not known to registry")
         query = parse_qs(request.query)
         tags = [tag for tag in tags if tag > query.get("last", [""])[0]]
-        headers = [("Content-Type", "application/json")]
+        headers = [_JSON, _VERSION]
         asked = query.get("n", [""])[0]
         if asked.isdigit() and len(tags) > (most := int(asked)) > 0:
             tags = tags[:most]
