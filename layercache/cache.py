@@ -265,7 +265,9 @@ class Namespace:
     def blobs(self) -> Iterator[BlobInfo]:
         """Yield every blob that is here, in no order; one that goes or is damaged meanwhile is passed over."""
         generation = self._generation(create=False)
-        for digest in generation.digests() if generation is not None else ():
+        if generation is None:
+            return
+        for digest in generation.digests():
             try:
                 with generation.open(digest) as blob:
                     info = blob_info(generation, blob)
@@ -276,7 +278,9 @@ class Namespace:
     def images(self) -> Iterator[ImageInfo]:
         """Yield what each pulled reference resolved to last, and whether all of it is here."""
         generation = self._generation(create=False)
-        for ref in generation.refs() if generation is not None else ():
+        if generation is None:
+            return
+        for ref in generation.refs():
             yield image_info(generation, ref)
 
     def admit(

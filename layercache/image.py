@@ -7,6 +7,7 @@ from typing import Self
 
 from layercache import codec, stream
 from layercache.errors import NotFoundError
+from layercache.integrity import Buffer
 from layercache.oci import Compression, Config, Descriptor, DiffID, Digest, Manifest, MediaType, Platform, Reference
 from layercache.reports import PullReport
 from layercache.store import Blob
@@ -91,7 +92,7 @@ class Layer:
     def __repr__(self) -> str:
         return f"<Layer {self.digest} {self.size} bytes>"
 
-    def _chunks(self) -> Iterator[bytes | memoryview]:
+    def _chunks(self) -> Iterator[Buffer]:
         if self._blob is not None:
             yield from self._blob.chunks()
         elif self._fetch is not None:
@@ -99,7 +100,7 @@ class Layer:
         else:
             raise NotFoundError(f"{self.digest} is not held and has no source")
 
-    def _uncompressed(self) -> Iterator[bytes | memoryview]:
+    def _uncompressed(self) -> Iterator[Buffer]:
         chunks = self._chunks()
         compression: Compression | None = self.media_type.compression
         if compression is None:
@@ -110,7 +111,7 @@ class Layer:
         yield from stream.uncompressed(chunks, compression, self.diff_id)
 
 
-def _chain(head: bytes | memoryview, rest: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+def _chain(head: Buffer, rest: Iterator[Buffer]) -> Iterator[Buffer]:
     yield head
     yield from rest
 

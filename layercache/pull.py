@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 
 from layercache import stream
 from layercache.control import Control, Progress
@@ -121,8 +122,7 @@ class Pull:
                 return Descriptor(blob.meta.media_type, target, blob.size), False
             return self._fetch_document(target), False
         try:
-            with self._ledger.span("resolve"):
-                return self._registry.resolve(self._reference, control=self._control, ledger=self._ledger), False
+            return self._registry.resolve(self._reference, control=self._control, ledger=self._ledger), False
         except RegistryError as error:
             ref = None if self._generation is None else self._generation.get_ref(self._reference)
             if fresh or not error.retryable or ref is None:
@@ -151,8 +151,7 @@ class Pull:
         return self._documents[descriptor.digest]
 
     def _fetch_document(self, target: Digest | Tag) -> Descriptor:
-        with self._ledger.span("resolve"):
-            document = self._registry.document(self._repository, target, control=self._control, ledger=self._ledger)
+        document = self._registry.document(self._repository, target, control=self._control, ledger=self._ledger)
         descriptor = document.descriptor
         self._documents[descriptor.digest] = parse_document(document.raw, expected=descriptor.media_type)
         self._obtain(descriptor, None, lambda offset: iter((document.raw[offset:],)))
@@ -166,7 +165,7 @@ class Pull:
 
     def _config(self, manifest: Manifest) -> Config | None:
         descriptor = manifest.config
-        self._obtain(descriptor, None, self._fetcher(descriptor))
+        self._obtain(descriptor, None)
         if not descriptor.media_type.is_config:
             return None  # an artifact: its config means nothing to us
         blob = self._held.get(descriptor.digest)
@@ -198,26 +197,27 @@ class Pull:
                 self._control.report(Progress(layer.digest, layer.size, 0, "queued"))
         # The largest first: it decides when the pull is done.
         missing.sort(key=lambda pair: pair[0].size, reverse=True)
-        self._parallel(jobs, [lambda m=m: self._obtain(m[0], m[1], self._fetcher(m[0])) for m in missing])
+        self._fetch_all(missing, jobs)
         return tuple(
             Layer(
                 layer,
                 diff_id,
                 blob=self._held.get(layer.digest),
-                fetch=lambda layer=layer: self._again(layer),
+                fetch=partial(self._again, layer),
             )
             for layer, diff_id in zip(manifest.layers, diff_ids, strict=True)
         )
 
-    def _parallel(self, jobs: int, tasks: list[Callable[[], None]]) -> None:
-        if len(tasks) <= 1:
-            for task in tasks:
-                task()
+    def _fetch_all(self, missing: list[tuple[Descriptor, DiffID | None]], jobs: int) -> None:
+        if len(missing) == 1:
+            self._obtain(*missing[0])
+        if len(missing) <= 1:
             return
-        with ThreadPoolExecutor(min(jobs, len(tasks)), thread_name_prefix="layercache-pull") as pool:
-            futures = [pool.submit(task) for task in tasks]
+        with ThreadPoolExecutor(min(jobs, len(missing)), thread_name_prefix="layercache-pull") as pool:
+            futures = [pool.submit(self._obtain, layer, diff_id) for layer, diff_id in missing]
             try:
-                for future in futures:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
                     future.result()
             except BaseException:
                 self._control.stop()  # the other transfers end at their next chunk
@@ -225,7 +225,7 @@ class Pull:
                     future.cancel()
                 raise
 
-    def _obtain(self, descriptor: Descriptor, diff_id: DiffID | None, fetch: Fetch) -> None:
+    def _obtain(self, descriptor: Descriptor, diff_id: DiffID | None, fetch: Fetch | None = None) -> None:
         """Hold a blob, or note why the store cannot."""
         if descriptor.digest in self._held:
             return
@@ -236,7 +236,7 @@ class Pull:
             blob, fetched = fill(
                 self._generation,
                 descriptor,
-                fetch,
+                fetch or self._fetcher(descriptor),
                 diff_id=diff_id,
                 origin=str(self._repository),
                 control=self._control,
