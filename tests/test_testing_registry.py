@@ -574,7 +574,7 @@ def test_stop_ends_whatever_is_under_way(blob: str, scripted: ScriptedRegistry) 
         registry.stop()
         took = time.monotonic() - start
 
-        assert took < 1
+        assert took < 5  # a join that waits in vain gives up after ten
         assert threading.active_count() == threads
         with pytest.raises(ConnectionRefusedError):
             ask(f"{registry.host}/v2/")
