@@ -128,10 +128,19 @@ def test_unknown_algorithm_is_unsupported() -> None:
         Descriptor.parse(changed(digest="blake3:" + "a" * 64))
 
 
-@pytest.mark.parametrize("data", [b"laye", b"layer!", b"", b"LAYER"])
-def test_data_that_is_not_the_blob_is_an_integrity_error(data: bytes) -> None:
-    """Wrong length and wrong hash are errors; the embedded bytes are never silently passed over."""
-    with pytest.raises(IntegrityError):
+def test_json_holds_no_empty_members() -> None:
+    """What a descriptor does not say is left out, as other tools write it."""
+    assert Descriptor.parse(LAYER).to_json() == LAYER
+    bare = Descriptor(oci.OCI_MANIFEST, EMPTY, 0, platform=Platform("linux", "amd64"))
+    assert bare.to_json()["platform"] == {"architecture": "amd64", "os": "linux"}
+
+
+@pytest.mark.parametrize(
+    ("data", "why"), [(b"laye", "wrong size"), (b"layer!", "wrong size"), (b"", "wrong size"), (b"LAYER", "wrong data")]
+)
+def test_data_that_is_not_the_blob_is_an_integrity_error(data: bytes, why: str) -> None:
+    """Wrong length, then wrong hash, are errors; the embedded bytes are never silently passed over."""
+    with pytest.raises(IntegrityError, match=why):
         Descriptor.parse(changed(data=base64.b64encode(data).decode()))
 
 
@@ -142,11 +151,15 @@ def test_data_is_hashed_with_its_own_algorithm() -> None:
 
 
 def test_data_is_capped() -> None:
-    """Five mebibytes inside a descriptor are refused before they are decoded."""
-    data = bytes(5 << 20)
-    value = changed(size=len(data), digest=str(Digest.of(data)), data=base64.b64encode(data).decode())
-    with pytest.raises(LimitError, match="data of descriptor"):
-        Descriptor.parse(value)
+    """Four mebibytes inside a descriptor are read, five are refused before they are decoded."""
+    for size in (4 << 20, 5 << 20):
+        data = bytes(size)
+        value = changed(size=size, digest=str(Digest.of(data)), data=base64.b64encode(data).decode())
+        if size == 4 << 20:
+            assert Descriptor.parse(value).data == data
+        else:
+            with pytest.raises(LimitError, match="data of descriptor"):
+                Descriptor.parse(value)
 
 
 def test_empty_blobs_are_ordinary() -> None:

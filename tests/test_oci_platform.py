@@ -206,12 +206,14 @@ def test_processor_level_needs_all_its_flags(flags: str, level: str) -> None:
     assert _host.level_of(flags.split()) == level
 
 
-def test_processor_level_is_empty_where_it_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other processors have no such level; neither has a host that hides its flags."""
+def test_processor_level_is_read_or_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken from the flags of the kernel; other processors have none, nor a host that hides its flags."""
     read = _host.amd64_level.__wrapped__
     monkeypatch.setattr(python_platform, "machine", lambda: "aarch64")
     assert read() == ""
     monkeypatch.setattr(python_platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags\t\t: fpu {V2}\nbugs : none\n")
+    assert read() == "v2"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor : 0\n")
     assert read() == ""
 
