@@ -241,7 +241,8 @@ class Namespace:
 
         :raises NotFoundError: when it is not here.
         """
-        blob = self._existing().open(_digest(digest))
+        wanted = _digest(digest)
+        blob = self._existing().open(wanted)
         meta = blob.meta
         return Layer(Descriptor(meta.media_type, meta.digest, meta.size), meta.diff_id, blob=blob)
 
@@ -250,14 +251,16 @@ class Namespace:
 
         :raises NotFoundError: when it is not here.
         """
+        wanted = _digest(digest)
         generation = self._existing()
-        with generation.open(_digest(digest)) as blob:
+        with generation.open(wanted) as blob:
             return blob_info(generation, blob)
 
     def contains(self, digest: Digest | str) -> bool:
         """Tell whether a blob is here, sound as far as opening it tells."""
+        wanted = _digest(digest)
         try:
-            with self._existing().open(_digest(digest)):
+            with self._existing().open(wanted):
                 return True
         except NotFoundError:
             return False
@@ -405,7 +408,8 @@ class Namespace:
         :raises NotFoundError: when the one asked for is not here.
         """
         if digest is not None:
-            yield from findings(self._existing(), _digest(digest))
+            wanted = _digest(digest)
+            yield from findings(self._existing(), wanted)
         elif (generation := self._generation(create=False)) is not None:
             yield from findings(generation)
 
@@ -415,7 +419,8 @@ class Namespace:
         :raises NotFoundError: when it is not here.
         :raises InUseError: when somebody has it open.
         """
-        return self._existing().remove(_digest(digest))
+        wanted = _digest(digest)
+        return self._existing().remove(wanted)
 
     def remove_image(self, reference: Reference | str) -> tuple[Digest, ...]:
         """Forget a reference, drop the blobs that only it needs and return their digests. Open ones stay.
