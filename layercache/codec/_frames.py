@@ -1,13 +1,14 @@
 """The outline of a zstd stream (RFC 8878, 3.1): where frames and blocks begin and end, and what they ask for.
 
-The binding decodes, but never says that a stream was cut. This walks headers only, eight of 3 bytes a mebibyte or more.
+The binding decodes, but never says that a stream was cut. This walks headers only: 3 bytes for each block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 
-from layercache.errors import CorruptStreamError, LimitError, UnsupportedError
+from layercache.codec._stage import corrupt, named
+from layercache.errors import LimitError, UnsupportedError
 
 __all__ = ["MAGIC", "Frames", "is_skippable"]
 
@@ -22,94 +23,93 @@ def is_skippable(magic: int) -> bool:
 
 
 class Frames:
-    """Walks a stream fed in any cut. ``corrupt`` makes the error for what is wrong at an offset.
+    """Walks a stream fed in any cut, up to ``window`` bytes of history. ``digest`` names the blob in errors."""
 
-    :attr:`whole` is true where the stream may end: after at least one frame, and between frames.
-    """
+    __slots__ = ("_at", "_between", "_digest", "_fed", "_partial", "_rules", "_want")
 
-    __slots__ = ("_at", "_between", "_corrupt", "_digest", "_fed", "_partial", "_rules", "_want", "_window")
-
-    def __init__(self, window: int, digest: object, corrupt: Callable[[str, int], CorruptStreamError]) -> None:
-        self._window = window
+    def __init__(self, window: int, digest: object) -> None:
         self._digest = digest
-        self._corrupt = corrupt
         self._fed = 0
         self._at = 0  # where the next header begins, counted from the beginning of the stream
         self._partial = b""  # what is there of it
-        self._between = False
-        self._rules = self._grammar()
-        _, self._want = next(self._rules)
+        # It knows nothing of this object: a cycle would keep a decoder, and its window, until the next collection.
+        self._rules = _grammar(window, named(digest))
+        _, self._want, self._between = next(self._rules)
 
     @property
     def whole(self) -> bool:
-        """Whether the bytes so far are whole frames, at least one."""
+        """Whether the stream may end here: between frames, after at least one."""
         return self._between and self._at == self._fed > 0
 
     def feed(self, view: memoryview) -> None:
         """Walk the next bytes.
 
-        :raises CorruptStreamError: on anything that is not a frame where one must be.
+        :raises CorruptStreamError: on anything that is not a frame where one must be, with its offset.
         :raises LimitError: on a window over the limit.
         :raises UnsupportedError: on a frame that needs a dictionary.
         """
         base = self._fed
         self._fed = fed = base + len(view)
-        # Two rounds a frame and one for each further block: this loop is what thousands of small frames cost.
-        while (end := self._at + self._want) <= fed:
-            here = self._at - base
-            header = bytes(view[here : end - base]) if here >= 0 else self._partial + view[: end - base]
-            skip, self._want = self._rules.send(header)
-            self._at = end + skip
+        try:
+            # Two rounds a frame and one for each further block: this loop is what thousands of small frames cost.
+            while (end := self._at + self._want) <= fed:
+                here = self._at - base
+                header = bytes(view[here : end - base]) if here >= 0 else self._partial + view[: end - base]
+                skip, self._want, self._between = self._rules.send(header)
+                self._at = end + skip
+        except _MalformedError as error:
+            raise corrupt(str(error), self._digest, offset=self._at) from None
         if self._at >= base:
             self._partial = bytes(view[self._at - base :])
         else:
             self._partial += view
 
-    def _grammar(self) -> Generator[tuple[int, int], bytes, None]:
-        """Yield ``(skip, want)``: pass over ``skip`` bytes, then send the ``want`` bytes of the next header.
 
-        What must follow anyway is asked for together: magic number and descriptor, the rest and a block header.
-        """
-        skip = 0
-        while True:
-            self._between = True
-            start = yield skip, 5
-            self._between = False
-            magic = int.from_bytes(start[:4], "little")
-            if is_skippable(magic):
-                skip = int.from_bytes(start[4:] + (yield 0, 3), "little")
-                continue
-            if magic != MAGIC:
-                raise self._corrupt("bytes that are no zstd frame", self._at)
-            flags = start[4]
-            if flags & 0x08:
-                raise self._corrupt("a reserved bit is set in a zstd frame header", self._at)
-            fields = _Fields(flags)
-            rest = yield 0, fields.length + 3
-            most = min(self._allowed(fields.window(rest), fields.dictionary(rest)), _BLOCK)
-            head = int.from_bytes(rest[-3:], "little")
-            while True:
-                kind, size = head >> 1 & 3, head >> 3
-                if kind == _RESERVED:
-                    raise self._corrupt("a zstd block of the reserved type", self._at)
-                if size > most:
-                    raise self._corrupt(f"a zstd block of {size} bytes where {most} are allowed", self._at)
-                skip = 1 if kind == _RLE else size
-                if head & 1:
-                    break
-                head = int.from_bytes((yield skip, 3), "little")
-            skip += 4 if flags & 0x04 else 0  # the checksum, which the binding compares
+class _MalformedError(Exception):
+    """What is wrong; where it is, only the walker knows."""
 
-    def _allowed(self, window: int, dictionary: int) -> int:
-        name = "" if self._digest is None else f" in {self._digest}"
-        if dictionary:
-            raise UnsupportedError(f"zstd dictionary {dictionary} is needed{name}", hint="layers are read without one")
-        if window > self._window:
+
+def _grammar(limit: int, blob: str) -> Generator[tuple[int, int, bool], bytes, None]:
+    """Yield ``(skip, want, between)``: pass over ``skip`` bytes, then send the ``want`` bytes of the next header.
+
+    ``between`` says that a frame begins there. What must follow anyway is asked for together: magic number and
+    descriptor; the rest of a header and the header of the first block.
+    """
+    skip = 0
+    while True:
+        start = yield skip, 5, True
+        magic = int.from_bytes(start[:4], "little")
+        if is_skippable(magic):
+            skip = int.from_bytes(start[4:] + (yield 0, 3, False), "little")
+            continue
+        if magic != MAGIC:
+            raise _MalformedError("bytes that are no zstd frame")
+        flags = start[4]
+        if flags & 0x08:
+            raise _MalformedError("a reserved bit set in the header of a zstd frame")
+        fields = _Fields(flags)
+        rest = yield 0, fields.length + 3, False
+        if dictionary := fields.dictionary(rest):
+            raise UnsupportedError(f"zstd dictionary {dictionary} is needed{blob}", hint="layers are read without one")
+        window = fields.window(rest)
+        if window > limit:
             raise LimitError(
-                f"a zstd window of {window} bytes is over the limit of {self._window}{name}",
+                f"a zstd window of {window} bytes is over the limit of {limit}{blob}",
                 hint="raise Limits.window to read it",
             )
-        return window
+        most = min(window, _BLOCK)
+        head = int.from_bytes(rest[-3:], "little")
+        while True:
+            kind, size = head >> 1 & 3, head >> 3
+            if kind == _RESERVED:
+                raise _MalformedError("a zstd block of the reserved type")
+            if size > most:
+                raise _MalformedError(f"a zstd block of {size} bytes where {most} are allowed")
+            skip = 1 if kind == _RLE else size
+            if head & 1:
+                break
+            head = int.from_bytes((yield skip, 3, False), "little")
+        skip += 4 if flags & 0x04 else 0  # the checksum, which the binding compares
 
 
 class _Fields:

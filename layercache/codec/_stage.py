@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from layercache.errors import CorruptStreamError, LayerCacheError, LimitError
 
-__all__ = ["PIECE", "RATIO_FLOOR", "Buffer", "Identity", "Limits", "Stage"]
+__all__ = ["PIECE", "RATIO_FLOOR", "Buffer", "Identity", "Limits", "Stage", "corrupt", "named"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -35,6 +35,18 @@ class Limits:
     output: int = 1 << 40
     ratio: int = 2048
     window: int = 128 << 20
+
+
+def corrupt(what: str, digest: object, *, offset: int | None = None) -> CorruptStreamError:
+    """Error for a stream that is not what it says, ready to be raised."""
+    return CorruptStreamError(
+        what, digest=digest, offset=offset, hint="if its digest is right, it has to be made and pushed again"
+    )
+
+
+def named(digest: object) -> str:
+    """Where something is, to end a sentence with; nothing where no digest is known."""
+    return "" if digest is None else f" in {digest}"
 
 
 class Stage(ABC):
@@ -70,10 +82,8 @@ class Stage(ABC):
     def _complete(self) -> bool:
         """Whether everything fed so far is a whole stream."""
 
-    def _corrupt(self, what: str, *, offset: int | None = None) -> CorruptStreamError:
-        return CorruptStreamError(
-            what, digest=self._digest, offset=offset, hint="if its digest is right, make and push it again"
-        )
+    def _corrupt(self, what: str) -> CorruptStreamError:
+        return corrupt(what, self._digest)
 
     def _enter(self) -> None:
         if self._failure is not None:
@@ -103,14 +113,13 @@ class Stage(ABC):
         self._failure = None
 
     def _check(self) -> None:
-        where = "" if self._digest is None else f" of {self._digest}"
         if self._made > self._limits.output:
             raise LimitError(
-                f"the content{where} is larger than {self._limits.output} bytes", hint="raise Limits.output to read it"
+                f"more than {self._limits.output} bytes{named(self._digest)}", hint="raise Limits.output to read it"
             )
         if self._made > RATIO_FLOOR and self._made > self._limits.ratio * self._taken:
             raise LimitError(
-                f"the content{where} is over {self._limits.ratio} times its compressed size",
+                f"more than {self._limits.ratio} bytes for each compressed one{named(self._digest)}",
                 hint="raise Limits.ratio to read it",
             )
 

@@ -25,7 +25,7 @@ class Zstd(Stage):
         import zstandard  # noqa: PLC0415 - 15 ms that only a reader of zstd should pay
 
         self._error = zstandard.ZstdError
-        self._frames = Frames(limits.window, digest, lambda what, offset: self._corrupt(what, offset=offset))
+        self._frames = Frames(limits.window, digest)
         self._input = _Input()
         self._room = PIECE
         self._reader = zstandard.ZstdDecompressor(max_window_size=max(limits.window, _LEAST_WINDOW)).stream_reader(
