@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from layercache.errors import FormatError, ReadOnlyError, StoreClosedError, StoreError, UnsafeRootError
-from layercache.store._disk import Dir, Disk, File, PosixDisk
+from layercache.store._disk import Dir, Disk, File, Handle, PosixDisk
 from layercache.store._faults import guarding
 from layercache.store._generation import Generation
+from layercache.store._health import Health
 from layercache.store._layout import (
     BLOBS,
     DATA,
@@ -77,19 +78,25 @@ class Store:
         self._lock = threading.Lock()
         self._closed = False
         self._disk = PosixDisk.open_root(root) if disk is None else disk
+        self._health = Health(self._disk.now)
+        self._opened: list[Handle] = [self._disk.root]
         try:
             with guarding("open the root"):
-                self._life, self.writable = self._enter()
+                life, self.writable = self._enter()
+                self._opened.append(life)  # the root's lock, for life
                 self._key = self._read_small(self._disk.root, ROOT_KEY)
-                self._slots, self._data, self._trash, receipts = (
-                    self._disk.dir(self._disk.root, name) for name in _FOLDERS
-                )
+                self._slots, self._data, self._trash, receipts = map(self._open_folder, _FOLDERS)
                 self._chain = Chain(self._disk, receipts)
                 if self.writable:
                     self._resume()
         except BaseException:
-            self._disk.close(self._disk.root)
+            self._close_all()
             raise
+
+    @property
+    def failing(self) -> bool:
+        """True while the disk is left alone after several failures in a row: nothing is stored, hits go on."""
+        return self._health.failing
 
     # -- namespaces
 
@@ -166,10 +173,18 @@ class Store:
             if self._closed:
                 return
             self._closed = True
-        for handle in (self._slots, self._data, self._trash, self._life, self._disk.root):
-            self._disk.close(handle)
+        self._close_all()
 
     # -- inside: the root
+
+    def _open_folder(self, name: str) -> Dir:
+        folder = self._disk.dir(self._disk.root, name)
+        self._opened.append(folder)
+        return folder
+
+    def _close_all(self) -> None:
+        for handle in reversed(self._opened):
+            self._disk.close(handle)
 
     def _enter(self) -> tuple[File, bool]:
         """Take the root's lock for life, making the root's entries first where they are not there yet."""
