@@ -257,6 +257,61 @@ def test_a_failing_disk_makes_nothing_visible(generation, monkeypatch, root, ver
     assert put(generation, data).digest == Digest.of(data)
 
 
+def test_a_disk_that_keeps_failing_is_left_alone_for_a_while(store, generation, monkeypatch):
+    """After three failures in a row writes are refused untouched, reads go on, and a success ends it."""
+    kept = put(generation, b"kept")
+    clock = [1000.0]
+    monkeypatch.setattr(store._health, "_now", lambda: clock[0])
+    touched = []
+
+    def fail(self, *args, **options):
+        touched.append(args)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PosixDisk, "sync", fail)
+        for seed in range(3):
+            assert not store.failing
+            with pytest.raises(StoreError):
+                put(generation, content(100, seed))
+        assert store.failing
+        patch.setattr(PosixDisk, "create", fail)
+        touched.clear()
+        with pytest.raises(StoreError, match="left alone"):
+            put(generation, b"new")
+        assert touched == []
+        with generation.open(kept.digest) as blob:
+            assert read(blob) == b"kept"
+        clock[0] += 6
+        with pytest.raises(StoreError):
+            put(generation, b"new")
+        assert touched
+        clock[0] += 6
+        assert store.failing  # twice as long as before
+
+    clock[0] += 6
+    put(generation, b"new")
+    assert not store.failing
+    with monkeypatch.context() as patch:
+        patch.setattr(PosixDisk, "sync", fail)
+        with pytest.raises(StoreError):
+            put(generation, b"newer")
+    assert not store.failing  # counted from the beginning again
+
+
+def test_a_full_disk_is_not_a_failing_disk(store, generation, monkeypatch):
+    """Running out of space is not the device's failure."""
+
+    def full(self, file, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(PosixDisk, "reserve", full)
+    for _ in range(5):
+        with pytest.raises(NoSpaceError):
+            generation.begin(described(content(CHUNK)))
+    assert not store.failing
+
+
 # -- damage
 
 

@@ -22,6 +22,7 @@ from layercache.oci import Descriptor, Digest, Reference
 from layercache.store import _ingest
 from layercache.store._disk import Dir, Disk, File
 from layercache.store._faults import store_error
+from layercache.store._health import Health
 from layercache.store._ingest import Ingest
 from layercache.store._layout import (
     BLOBS,
@@ -60,8 +61,11 @@ class Generation:
     Once the generation is fenced by a purge, in whatever process, every verb raises :class:`NamespacePurgedError`.
     """
 
-    def __init__(self, disk: Disk, slots: Dir, data: Dir, slot: Slot, generation: int, *, writable: bool) -> None:
+    def __init__(
+        self, disk: Disk, slots: Dir, data: Dir, slot: Slot, generation: int, *, health: Health, writable: bool
+    ) -> None:
         self.disk = disk
+        self.health = health
         self.slot = slot
         self.generation = generation
         self._state = str(SlotState("live", generation))
@@ -107,6 +111,7 @@ class Generation:
             yield
         except OSError as error:
             self.check()
+            self.health.failed(error)
             raise store_error(error, what) from error
 
     # -- reading
@@ -179,8 +184,10 @@ class Generation:
         Without ``resume``, what an earlier attempt left is dropped.
 
         :raises NoSpaceError: when the disk has no room for it.
+        :raises StoreError: when the disk failed several times and is left alone for a while.
         """
         self.check()
+        self.health.check()
         return _ingest.begin(self, descriptor, resume=resume)
 
     def arrived(self, descriptor: Descriptor) -> int:

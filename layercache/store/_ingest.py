@@ -121,6 +121,7 @@ class Ingest:
                         disk.close(blobs)
                         disk.close(metas)
                     generation.check_slot()
+                    generation.health.succeeded()
                     # Until now our exclusive lock kept readers off the name, so nobody saw it before it was durable.
                     return generation.lease(digest, meta, writer=self._file)
         finally:
@@ -227,6 +228,7 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
         elif error.errno in (errno.ENOSPC, errno.EDQUOT):
             disk.remove(generation.incoming, partial.data)
         generation.check()
+        generation.health.failed(error)
         raise store_error(error, f"take space for {descriptor.size} bytes") from error
     else:
         return ingest

@@ -269,7 +269,15 @@ class Store:
         if state is None or state.state != "live":
             return None
         try:
-            generation = Generation(self._disk, self._slots, self._data, slot, state.generation, writable=self.writable)
+            generation = Generation(
+                self._disk,
+                self._slots,
+                self._data,
+                slot,
+                state.generation,
+                health=self._health,
+                writable=self.writable,
+            )
         except FileNotFoundError:
             if self._state_of(slot) != state:
                 return None  # purged while we looked
