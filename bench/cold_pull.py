@@ -146,7 +146,7 @@ def main() -> None:
     """Build the image, serve it, run the contest, print and keep the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--largest", type=int, default=128, metavar="MIB", help="size of the largest layer (%(default)s)"
+        "--largest", type=int, default=256, metavar="MIB", help="size of the largest layer (%(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds that count (%(default)s)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="work here (default: the temporary directory)")
