@@ -1,0 +1,53 @@
+"""Small files, written whole, and locks that are not waited for without an end."""
+
+from __future__ import annotations
+
+from layercache.errors import StoreError
+from layercache.store._disk import Dir, Disk, File
+
+__all__ = ["NEW", "lock_within", "read_small", "write_small"]
+
+NEW = ".new"
+"""Ends the name of a small file that is not whole yet."""
+
+_PATIENCE = 5.0
+_STEP = 0.002
+
+
+def lock_within(disk: Disk, file: File, *, exclusive: bool = True, patience: float = _PATIENCE) -> None:
+    """Take the lock of a file, waiting at most ``patience`` seconds.
+
+    :raises StoreError: when somebody else kept it for so long.
+    """
+    waited = 0.0
+    while not disk.lock(file, exclusive=exclusive):
+        if waited >= patience:
+            raise StoreError("another process keeps a lock of the store", hint="look for a stopped process")
+        disk.pause(_STEP)
+        waited += _STEP
+
+
+def read_small(disk: Disk, at: Dir, name: str) -> bytes:
+    """Return the content of a small file, at most 64 KiB of it."""
+    file = disk.open(at, name)
+    try:
+        raw = bytearray(min(disk.fstat(file).size, 1 << 16))
+        return bytes(raw[: disk.read(file, raw, 0)])
+    finally:
+        disk.close(file)
+
+
+def write_small(disk: Disk, at: Dir, name: str, raw: bytes) -> None:
+    """Write a small file whole and durable under a name that is not there yet, or was left half made.
+
+    Its name is durable with the next flush of ``at``.
+    """
+    temporary = f"{name}{NEW}"
+    file = disk.create(at, temporary, exist_ok=True)
+    try:
+        disk.truncate(file, 0)
+        disk.write(file, raw, 0)
+        disk.sync(file)
+    finally:
+        disk.close(file)
+    disk.rename(at, temporary, at, name, replace=True)

@@ -1,0 +1,198 @@
+"""What stands for a namespace in the root: its slot, which generation of it lives, how one ends and the next begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from layercache.store._disk import Dir, Disk
+from layercache.store._files import lock_within, write_small
+from layercache.store._generation import Generation
+from layercache.store._health import Health
+from layercache.store._layout import (
+    BLOBS,
+    FENCE,
+    IN,
+    LOCK_NAMES,
+    LOCKS,
+    META,
+    NAME,
+    QUARANTINE,
+    REFS,
+    SLOT_LOCK,
+    NamespaceName,
+    Slot,
+    SlotState,
+    generation_name,
+    is_slot,
+    parse_generation_name,
+)
+from layercache.store._purge import Purge
+from layercache.store._receipts import Chain, Receipt
+
+__all__ = ["Slots"]
+
+
+class Slots:
+    """The slots of one root, with the directories that generations move between. Verbs raise ``OSError``."""
+
+    def __init__(
+        self, disk: Disk, *, slots: Dir, data: Dir, trash: Dir, chain: Chain, health: Health, writable: bool
+    ) -> None:
+        self._disk = disk
+        self._slots, self._data, self._trash = slots, data, trash
+        self._chain = chain
+        self._health = health
+        self._writable = writable
+
+    def names(self) -> list[Slot]:
+        """Return the slots there are."""
+        return sorted(name for name in self._disk.names(self._slots) if is_slot(name))
+
+    def resume(self) -> None:
+        """Finish what interrupted purges left, where no other process is at it."""
+        for slot in self.names():
+            state = self.state_of(slot)
+            if state is not None and state.state == "purging":
+                with self.locked(slot, create=False) as slot_dir:
+                    state = self.state(slot_dir)
+                    if state is not None and state.state == "purging":
+                        self.purge(slot, slot_dir, state.generation, wait=0.0, started=self._disk.now())
+        # In order: what is done must not depend on how a set of texts happens to be laid out.
+        left = {parsed[0] for name in self._disk.names(self._trash) if (parsed := parse_generation_name(name))}
+        for slot in sorted(left):
+            with self.locked(slot, create=True):
+                self.finish_trash(slot, wait=0.0)
+
+    def live(self, slot: Slot) -> Generation | None:
+        """Return the live generation of a slot, opened; ``None`` where there is none."""
+        state = self.state_of(slot)
+        if state is None or state.state != "live":
+            return None
+        try:
+            generation = Generation(
+                self._disk,
+                self._slots,
+                self._data,
+                slot,
+                state.generation,
+                health=self._health,
+                writable=self._writable,
+            )
+        except FileNotFoundError:
+            if self.state_of(slot) != state:
+                return None  # purged while we looked
+            raise
+        # Looked at again with its directory open: a purge may have slipped in between.
+        if self.state_of(slot) != state:
+            generation.close()
+            return None
+        return generation
+
+    def begin(self, slot: Slot, slot_dir: Dir, name: NamespaceName) -> None:
+        """Make the next generation of a slot whose lock is held, unless one lives."""
+        disk = self._disk
+        state = self.state(slot_dir)
+        if state is not None and state.state == "live":
+            return
+        if state is not None and state.state == "purging":
+            self.purge(slot, slot_dir, state.generation, wait=0.0, started=disk.now())
+        number = 1 if state is None else state.generation + 1
+        folder = generation_name(slot, number)
+        if disk.stat(self._data, folder) is not None:
+            # Left by a creation that did not come to its end. Nothing was ever published in it.
+            disk.rename(self._data, folder, self._trash, f"{folder}.{disk.token()}", replace=False)
+        disk.make_dir(self._data, folder)
+        at = disk.dir(self._data, folder)
+        try:
+            for child in (IN, BLOBS, META, REFS, LOCKS, QUARANTINE):
+                disk.make_dir(at, child)
+            locks = disk.dir(at, LOCKS)
+            try:
+                for lock in LOCK_NAMES:
+                    disk.close(disk.create(locks, lock))
+                disk.sync(locks)
+            finally:
+                disk.close(locks)
+            write_small(disk, at, FENCE, bytes(8))
+            write_small(disk, at, NAME, name.text.encode())
+            disk.sync(at)
+        finally:
+            disk.close(at)
+        disk.sync(self._data)
+        live = str(SlotState("live", number))
+        if state is None:
+            disk.close(disk.create(slot_dir, live))
+        else:
+            disk.rename(slot_dir, str(SlotState("dead", state.generation)), slot_dir, live, replace=False)
+        disk.sync(slot_dir)
+
+    def purge(self, slot: Slot, slot_dir: Dir, generation: int, *, wait: float, started: float) -> Receipt:
+        """End a generation of a slot whose lock is held."""
+        purge = self._purge_of(slot, generation)
+        purge.fence(slot_dir)
+        purge.hide()
+        receipt = purge.finish(wait=wait, started=started)
+        purge.close_slot(slot_dir)
+        return receipt
+
+    def finish_trash(self, slot: Slot, *, wait: float) -> list[Receipt]:
+        """Go on with generations of a slot that are hidden but not gone."""
+        receipts = []
+        for name in sorted(self._disk.names(self._trash)):
+            parsed = parse_generation_name(name)
+            if parsed is not None and parsed[0] == slot:
+                purge = self._purge_of(*parsed)
+                receipts.append(purge.finish(wait=wait, started=self._disk.now()))
+        return receipts
+
+    def _purge_of(self, slot: Slot, generation: int) -> Purge:
+        return Purge(
+            self._disk,
+            slots=self._slots,
+            data=self._data,
+            trash=self._trash,
+            chain=self._chain,
+            slot=slot,
+            generation=generation,
+        )
+
+    @contextmanager
+    def locked(self, slot: Slot, *, create: bool) -> Iterator[Dir]:
+        """Open a slot and hold its lock: creating, purging and recovering a namespace exclude one another."""
+        disk = self._disk
+        if create and disk.stat(self._slots, slot) is None:
+            with suppress(FileExistsError):
+                disk.make_dir(self._slots, slot)
+        if create:
+            disk.sync(self._slots)
+        slot_dir = disk.dir(self._slots, slot)
+        try:
+            lock = disk.create(slot_dir, SLOT_LOCK, exist_ok=True)
+            try:
+                lock_within(disk, lock)
+                yield slot_dir
+            finally:
+                disk.close(lock)
+        finally:
+            disk.close(slot_dir)
+
+    def state_of(self, slot: Slot) -> SlotState | None:
+        """Return the state of a slot; ``None`` where it has none."""
+        if not is_slot(slot):
+            return None
+        try:
+            slot_dir = self._disk.dir(self._slots, slot)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return self.state(slot_dir)
+        finally:
+            self._disk.close(slot_dir)
+
+    def state(self, slot_dir: Dir) -> SlotState | None:
+        """Return the state of an open slot; ``None`` where it has none."""
+        states = [state for name in self._disk.names(slot_dir) if (state := SlotState.parse(name)) is not None]
+        # A listing may show a name before and after its rename; the later generation and the later state win.
+        order = {"live": 0, "purging": 1, "dead": 2}
+        return max(states, key=lambda state: (state.generation, order[state.state]), default=None)
