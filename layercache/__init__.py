@@ -11,10 +11,11 @@
 Errors are in :mod:`layercache.errors`, the values of the OCI specifications in :mod:`layercache.oci`.
 """
 
-from layercache.cache import LayerCache, Namespace
+from layercache.cache import LayerCache
 from layercache.control import Progress
 from layercache.errors import LayerCacheError
 from layercache.image import Image, Layer
+from layercache.namespace import Namespace
 from layercache.oci import Descriptor, DiffID, Digest, MediaType, Platform, Reference, Repository
 from layercache.reports import BlobInfo, BlobReport, Finding, ImageInfo, NamespaceInfo, PullReport
 from layercache.store import Receipt

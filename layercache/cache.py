@@ -1,8 +1,4 @@
-"""The cache: a root's namespaces, read through to the registries that references name.
-
-This is the only module that knows the store and the registry client. What a hit is, when the network is asked, and
-what happens when the store cannot help is decided here.
-"""
+"""The cache: a root's namespaces, and the registries they are filled from."""
 
 from __future__ import annotations
 
@@ -10,42 +6,18 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
-from layercache import stream
-from layercache.control import Control, Progress
-from layercache.errors import (
-    FormatError,
-    InUseError,
-    NotFoundError,
-    StoreClosedError,
-    StoreError,
-    UnsafeRootError,
-)
-from layercache.fill import fill, tee
-from layercache.image import Image, Layer
-from layercache.integrity import CHUNK
-from layercache.inventory import (
-    blob_info,
-    findings,
-    image_info,
-    only_needed_by,
-    stored_descriptor,
-    stored_document,
-    unique,
-)
-from layercache.layout import write_layout
-from layercache.metrics import Ledger
-from layercache.oci import OCTET_STREAM, Descriptor, DiffID, Digest, MediaType, Platform, Reference, Repository, descend
-from layercache.pull import Pull
+from layercache.errors import FormatError, StoreClosedError, StoreError, UnsafeRootError
+from layercache.namespace import Namespace, as_platform
+from layercache.oci import Platform, Repository
 from layercache.registry import Registry
-from layercache.reports import BlobInfo, Finding, ImageInfo, NamespaceInfo
-from layercache.store import Generation, NamespaceName, Receipt, Ref, Store
+from layercache.reports import NamespaceInfo
+from layercache.store import NamespaceName, Receipt, Store
 
-__all__ = ["LayerCache", "Namespace", "default_root"]
+__all__ = ["LayerCache", "default_root"]
 
 _log = logging.getLogger("layercache")
 
@@ -53,12 +25,12 @@ _JOBS = 4
 
 # A forked child shares nothing with its parent: not the root's locks, not its sockets, and not a lock that another
 # thread of the parent may have held. Each side opens its own at its next call.
-_forked: weakref.WeakSet[LayerCache | Namespace] = weakref.WeakSet()
+_forked: weakref.WeakSet[LayerCache] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for one in list(_forked):
-        one._forget()  # noqa: SLF001 - both are of this module
+    for cache in list(_forked):
+        cache._forget()  # noqa: SLF001 - of this module
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -86,7 +58,7 @@ class LayerCache:
         if jobs < 1:
             raise ValueError("jobs must be at least 1")
         self.root = Path(root) if root is not None else default_root()
-        self.platform = Platform.host() if platform is None else _platform(platform)
+        self.platform = Platform.host() if platform is None else as_platform(platform)
         self.jobs = jobs
         self._lock = threading.Lock()
         self._registries: dict[tuple[str, bool | None], Registry] = {}
@@ -107,7 +79,7 @@ class LayerCache:
 
         :param name: any non-empty text of at most 255 bytes.
         """
-        return Namespace(self, NamespaceName(name))
+        return self._namespace(NamespaceName(name))
 
     def namespaces(self) -> list[NamespaceInfo]:
         """Return the namespaces that are live or being purged. Reads every namespace's directories.
@@ -118,7 +90,7 @@ class LayerCache:
         for tenancy in self.store().namespaces():
             blobs = size = 0
             if tenancy.name is not None and tenancy.state == "live":
-                for info in Namespace(self, tenancy.name).blobs():
+                for info in self._namespace(tenancy.name).blobs():
                     blobs, size = blobs + 1, size + info.size
             name = None if tenancy.name is None else tenancy.name.text
             found.append(NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size))
@@ -143,7 +115,7 @@ class LayerCache:
                 self._store = Store(self.root)
             return self._store
 
-    def registry(self, repository: Repository, *, plain_http: bool | None) -> Registry:
+    def registry(self, repository: Repository, plain_http: bool | None) -> Registry:  # noqa: FBT001
         """Return the client for a repository's registry, one for all threads."""
         key = (repository.api_host, plain_http)
         with self._lock:
@@ -164,6 +136,9 @@ class LayerCache:
         if store is not None:
             store.close()
 
+    def _namespace(self, name: NamespaceName) -> Namespace:
+        return Namespace(name, store=self.store, registry=self.registry, platform=self.platform, jobs=self.jobs)
+
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._registries, self._store = {}, None
@@ -175,318 +150,6 @@ class LayerCache:
         self.close()
 
 
-class Namespace:
-    """One tenant's blobs and references. Safe to use from several threads.
-
-    A call that a purge overtakes raises :class:`~layercache.errors.NamespacePurgedError`, as does every read of an
-    image or layer from before it. A call that begins after the purge finds the namespace empty, in its next generation.
-    """
-
-    def __init__(self, cache: LayerCache, name: NamespaceName) -> None:
-        self._cache = cache
-        self._name = name
-        self._lock = threading.Lock()
-        self._bound: Generation | None = None
-        _forked.add(self)
-
-    # -- content
-
-    def pull(
-        self,
-        reference: Reference | str,
-        *,
-        platform: Platform | str | None = None,
-        plain_http: bool | None = None,
-        jobs: int | None = None,
-        fresh: bool = False,
-        timeout: float | None = None,
-        cancel: threading.Event | None = None,
-        progress: Callable[[Progress], None] | None = None,
-    ) -> Image:
-        """Return an image with every blob of it at hand, fetching those that are not here.
-
-        A reference by digest whose blobs are all here makes no request. A tag costs one, which says what it means now;
-        where the registry does not answer, the digest it had last is used and the report says ``stale``, unless
-        ``fresh``. A blob that the store cannot take is read from the registry when it is asked for (``bypass``).
-
-        :param platform: what to choose from a multi-platform image. Default: the cache's.
-        :param plain_http: talk HTTP without TLS. Default: only to a loopback registry.
-        :param jobs: transfers at once. Default: the cache's.
-        :param timeout: seconds for all of it.
-        :param cancel: ends the pull soon after it is set.
-        :param progress: called from worker threads, for each blob.
-        :raises InvalidReferenceError: before anything is asked of the network.
-        :raises NotFoundError: when the registry has no such image, or it has none for the platform.
-        :raises IntegrityError: when a blob is not what its digest says. Nothing of it is stored.
-        :raises RegistryError: when the registry refuses, or cannot be reached and something is missing here.
-        """
-        wanted = self._cache.platform if platform is None else _platform(platform)
-        reference = _reference(reference)
-        generation, trouble = None, None
-        try:
-            generation = self._made()
-        except StoreError as error:
-            trouble = error  # the caller gets its bytes all the same
-        pull = Pull(
-            reference,
-            registry=lambda: self._cache.registry(reference.repository, plain_http=plain_http),
-            generation=generation,
-            trouble=trouble,
-            control=Control(timeout=timeout, cancel=cancel, progress=progress),
-        )
-        return pull.run(wanted, explicit=platform is not None, jobs=jobs or self._cache.jobs, fresh=fresh)
-
-    def open(self, digest: Digest | str) -> Layer:
-        """Return a blob that is here, open and leased.
-
-        :raises NotFoundError: when it is not here.
-        """
-        wanted = _digest(digest)
-        blob = self._existing().open(wanted)
-        meta = blob.meta
-        return Layer(Descriptor(meta.media_type, meta.digest, meta.size), meta.diff_id, blob=blob)
-
-    def stat(self, digest: Digest | str) -> BlobInfo:
-        """Return what is known of a blob that is here.
-
-        :raises NotFoundError: when it is not here.
-        """
-        wanted = _digest(digest)
-        generation = self._existing()
-        with generation.open(wanted) as blob:
-            return blob_info(generation, blob)
-
-    def contains(self, digest: Digest | str) -> bool:
-        """Tell whether a blob is here, sound as far as opening it tells."""
-        wanted = _digest(digest)
-        try:
-            with self._existing().open(wanted):
-                return True
-        except NotFoundError:
-            return False
-
-    def blobs(self) -> Iterator[BlobInfo]:
-        """Yield every blob that is here, in no order; one that goes or is damaged meanwhile is passed over."""
-        generation = self._generation(create=False)
-        if generation is None:
-            return
-        for digest in generation.digests():
-            try:
-                with generation.open(digest) as blob:
-                    info = blob_info(generation, blob)
-            except (NotFoundError, InUseError):
-                continue
-            yield info
-
-    def images(self) -> Iterator[ImageInfo]:
-        """Yield what each pulled reference resolved to last, and whether all of it is here."""
-        generation = self._generation(create=False)
-        if generation is None:
-            return
-        for ref in generation.refs():
-            yield image_info(generation, ref)
-
-    def admit(
-        self, descriptor: Descriptor, readable: IO[bytes], *, diff_id: DiffID | None = None, origin: str = "admit"
-    ) -> BlobInfo:
-        """Store a blob from any readable object and return what is known of it.
-
-        Nothing is read where it is here already.
-
-        :raises IntegrityError: when size or digest differ. Nothing is left behind.
-        :raises StoreError: when the store cannot take it.
-        """
-        generation = self._made()
-
-        def fetch(offset: int) -> Iterator[bytes]:
-            while offset:  # what an earlier attempt left is here already
-                skipped = readable.read(min(offset, CHUNK))
-                if not skipped:
-                    return
-                offset -= len(skipped)
-            while piece := readable.read(CHUNK):
-                yield piece
-
-        blob, _ = fill(
-            generation,
-            descriptor,
-            fetch,
-            diff_id=diff_id,
-            origin=origin,
-            control=Control(),
-            ledger=Ledger(),
-        )
-        with blob:
-            return blob_info(generation, blob)
-
-    def put(self, path: str | os.PathLike[str], *, media_type: MediaType | str = OCTET_STREAM) -> BlobInfo:
-        """Store a local file and return what is known of the blob. The file is read twice: for its digest, and in.
-
-        :raises IntegrityError: when the file changed between the two.
-        """
-        if isinstance(media_type, str):
-            media_type = MediaType.parse(media_type)
-        with Path(path).open("rb") as file:
-            hasher, size = Digest.of(b"").hasher(), 0
-            while piece := file.read(CHUNK):
-                hasher.update(piece)
-                size += len(piece)
-            file.seek(0)
-            digest = Digest.parse(f"sha256:{hasher.hexdigest()}")
-            return self.admit(Descriptor(media_type, digest, size), file, origin="put")
-
-    def stream(
-        self,
-        descriptor: Descriptor,
-        repository: Repository | str,
-        *,
-        plain_http: bool | None = None,
-        timeout: float | None = None,
-        cancel: threading.Event | None = None,
-    ) -> stream.ByteStream:
-        """Return a blob's bytes as they arrive, stored on the way where the store can take them.
-
-        The last piece is held back until size and digest are right: whoever read to the end has read the blob. A blob
-        that is here is read from here.
-
-        :raises IntegrityError: from a read, instead of the last piece.
-        """
-        if isinstance(repository, str):
-            repository = Repository.parse(repository)
-        control, ledger = Control(timeout=timeout, cancel=cancel), Ledger()
-        registry = self._cache.registry(repository, plain_http=plain_http)
-
-        def fetch() -> Iterator[bytes]:
-            return registry.fetch(repository, descriptor, control=control, ledger=ledger)
-
-        try:
-            generation = self._made()
-            try:
-                blob = generation.open(descriptor.digest)
-                return stream.ByteStream(blob.chunks(), on_close=blob.close)
-            except NotFoundError:
-                ingest = generation.begin(descriptor, resume=False)
-        except (StoreError, InUseError) as error:
-            _log.warning("%s streams past the cache: %s", descriptor.digest, error)
-            ingest = None
-        if ingest is None:
-            return stream.ByteStream(stream.verified(fetch(), descriptor))
-        return stream.ByteStream(tee(fetch(), ingest, descriptor, origin=str(repository)), on_close=ingest.abort)
-
-    def export(self, target: Reference | Digest | str, directory: str | os.PathLike[str]) -> Digest:
-        """Write an image that is here as an OCI image layout and return its manifest's digest.
-
-        :param target: a reference that was pulled, or the digest of a manifest or index.
-        :raises NotFoundError: when the image, or a blob of it, is not here.
-        """
-        generation = self._existing()
-        name: str | None = None
-        if isinstance(target, Digest) or (isinstance(target, str) and target.startswith(("sha256:", "sha512:"))):
-            root = stored_descriptor(generation, _digest(target))
-            platform = self._cache.platform
-        else:
-            ref = self._ref(generation, _reference(target))
-            root, platform, name = ref.descriptor, ref.platform, ref.reference.tag
-        descriptor, manifest = descend(root, platform, lambda entry: stored_document(generation, entry))
-        parts = unique((manifest.config, *manifest.layers, descriptor))
-        with ExitStack() as held:
-            # All of them are opened before the first byte is written.
-            blobs = [(part, held.enter_context(generation.open(part.digest))) for part in parts]
-            write_layout(
-                Path(directory),
-                descriptor=descriptor,
-                reference_name=name,
-                blobs=((part, blob.chunks()) for part, blob in blobs),
-            )
-        return descriptor.digest
-
-    # -- care
-
-    def verify(self, digest: Digest | str | None = None) -> Iterator[Finding]:
-        """Read one blob, or all of them, again and yield what is wrong. What is damaged is a miss from now on.
-
-        :raises NotFoundError: when the one asked for is not here.
-        """
-        if digest is not None:
-            wanted = _digest(digest)
-            yield from findings(self._existing(), wanted)
-        elif (generation := self._generation(create=False)) is not None:
-            yield from findings(generation)
-
-    def remove(self, digest: Digest | str) -> int:
-        """Drop a blob and return its size.
-
-        :raises NotFoundError: when it is not here.
-        :raises InUseError: when somebody has it open.
-        """
-        wanted = _digest(digest)
-        return self._existing().remove(wanted)
-
-    def remove_image(self, reference: Reference | str) -> tuple[Digest, ...]:
-        """Forget a reference, drop the blobs that only it needs and return their digests. Open ones stay.
-
-        :raises NotFoundError: when the reference is not known here.
-        """
-        generation = self._existing()
-        ref = self._ref(generation, _reference(reference))
-        only = only_needed_by(generation, ref)
-        generation.remove_ref(ref.reference)
-        removed = []
-        for digest in only:
-            try:
-                generation.remove(digest)
-                removed.append(digest)
-            except (NotFoundError, InUseError):
-                continue
-        return tuple(removed)
-
-    def purge(self, *, wait: float = 0.0) -> Receipt:
-        """Remove everything of this namespace, whoever is using it, and return what was reached.
-
-        Blocks for at most ``wait`` seconds on readers that have files open. Those are named in the receipt
-        (``pending``), can read nothing more, and their files go with the next purge or the next opening of the root.
-        A namespace that holds nothing is not an error.
-
-        :raises StoreError: when the root cannot be written.
-        """
-        return self._cache.store().purge(self._name, wait=wait)
-
-    # -- for the other rooms of the cache
-
-    def _generation(self, *, create: bool) -> Generation | None:
-        """Return the live generation, made where there is none and ``create`` says so."""
-        with self._lock:
-            if self._bound is not None and self._bound.fenced:
-                self._bound.close()
-                self._bound = None
-            if self._bound is None:
-                self._bound = self._cache.store().generation(self._name, create=create)
-            return self._bound
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._bound = None
-
-    def _existing(self) -> Generation:
-        generation = self._generation(create=False)
-        if generation is None:
-            raise NotFoundError("the namespace holds nothing", hint="pull something into it")
-        return generation
-
-    def _made(self) -> Generation:
-        generation = self._generation(create=True)
-        if generation is None:
-            raise StoreError("the namespace was purged while it was made", hint="try again")
-        return generation
-
-    @staticmethod
-    def _ref(generation: Generation, reference: Reference) -> Ref:
-        ref = generation.get_ref(reference)
-        if ref is None:
-            raise NotFoundError(f"{reference} was not pulled into this namespace", hint="pull it")
-        return ref
-
-
 def default_root() -> Path:
     """Return where the cache is when nobody says."""
     if named := os.environ.get("LAYERCACHE_ROOT"):
@@ -495,15 +158,3 @@ def default_root() -> Path:
         return Path("/var/lib/layercache")
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "layercache"
-
-
-def _platform(platform: Platform | str) -> Platform:
-    return Platform.parse(platform) if isinstance(platform, str) else platform
-
-
-def _digest(digest: Digest | str) -> Digest:
-    return Digest.parse(digest) if isinstance(digest, str) else digest
-
-
-def _reference(reference: Reference | str) -> Reference:
-    return Reference.parse(reference) if isinstance(reference, str) else reference

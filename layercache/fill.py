@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Protocol
 
 from layercache.control import Control, Progress
@@ -12,7 +13,7 @@ from layercache.metrics import Ledger
 from layercache.oci import Descriptor, DiffID, Repository
 from layercache.store import Blob, Generation, Ingest
 
-__all__ = ["Fetch", "Source", "fill", "tee"]
+__all__ = ["Fetch", "Source", "fill", "mend", "tee"]
 
 _log = logging.getLogger("layercache")
 
@@ -121,6 +122,32 @@ def _transfer(
                     close()
         with ledger.span("flush"):
             return ingest.commit(media_type=descriptor.media_type, diff_id=diff_id, origin=origin)
+
+
+def mend(generation: Generation, blob: Blob, fetch: Callable[[int, int], Iterator[bytes]], *, control: Control) -> bool:
+    """Store a damaged blob anew from its sound chunks and, for the others, from a source; tell whether that was done.
+
+    ``blob`` is the open handle of what was moved aside. ``fetch`` yields the bytes of a range, given its offset and
+    length. Where no single chunk is to blame, all of it is fetched. False where somebody else is fetching it already.
+
+    :raises IntegrityError: when the source gives something else.
+    """
+    meta = blob.meta
+    bad = blob.damage() or [(0, meta.size)]
+    ingest = generation.begin(Descriptor(meta.media_type, meta.digest, meta.size), resume=False)
+    if ingest is None:
+        return False
+    with ingest:
+        for start, end in bad:
+            pieces: Iterator[bytes | memoryview] = chain(blob.sound(ingest.offset, start), fetch(start, end - start))
+            for piece in pieces:
+                control.checkpoint()
+                ingest.feed(piece)
+        for piece in blob.sound(ingest.offset, meta.size):
+            control.checkpoint()
+            ingest.feed(piece)
+        ingest.commit(media_type=meta.media_type, diff_id=meta.diff_id, origin=meta.origin).close()
+    return True
 
 
 def tee(pieces: Iterator[bytes], ingest: Ingest, descriptor: Descriptor, *, origin: str) -> Iterator[bytes]:

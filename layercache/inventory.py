@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from layercache.errors import IntegrityError, InUseError, NotFoundError
 from layercache.oci import Descriptor, Digest, Index, Manifest, descend, parse_document
@@ -63,24 +63,33 @@ def image_info(generation: Generation, ref: Ref) -> ImageInfo:
     )
 
 
-def findings(generation: Generation, digest: Digest | None = None) -> Iterator[Finding]:
-    """Read one blob, or every one, again and yield what is wrong. A damaged one is moved aside.
+def findings(
+    generation: Generation, digest: Digest | None = None, *, mend: Callable[[Blob], bool] | None = None
+) -> Iterator[Finding]:
+    """Read one blob, or every one, again and yield what is wrong. A damaged one is moved aside, or mended.
 
+    :param mend: given a blob that was moved aside, puts it right and tells whether it did.
     :raises NotFoundError: when the one asked for is not here.
     """
     for one in generation.digests() if digest is None else (digest,):
         known = generation.has(one)
         try:
             with generation.open(one) as blob:
-                blob.verify()
-            generation.mark_verified(one)
+                try:
+                    blob.verify()
+                    generation.mark_verified(one)
+                except IntegrityError as error:
+                    yield _finding("content", one, error.what, mended=mend is not None and mend(blob))
         except NotFoundError:
             if known:
-                yield Finding("record", one, "what is known of it is missing or damaged; it will be fetched again")
+                yield _finding("record", one, "what is known of it is missing or damaged", mended=False)
             elif digest is not None:
                 raise
-        except IntegrityError as error:
-            yield Finding("content", one, f"{error.what}; it will be fetched again")
+
+
+def _finding(kind: str, digest: Digest, what: str, *, mended: bool) -> Finding:
+    then = "it was mended" if mended else "it will be fetched again"
+    return Finding(kind, digest, f"{what}; {then}", repaired=mended)
 
 
 def only_needed_by(generation: Generation, ref: Ref) -> tuple[Digest, ...]:

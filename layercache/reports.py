@@ -168,12 +168,13 @@ class Finding:
 
     ``kind`` is one word: ``content`` (the bytes do not match), ``record`` (what is known of a blob is missing or
     damaged), ``missing`` (asked for by name and not here) or ``unknown`` (an entry that is not ours).
-    ``digest`` names the blob, where it is one; ``detail`` says more.
+    ``digest`` names the blob, where it is one; ``detail`` says more. ``repaired`` is true where it is right again.
     """
 
     kind: str
     digest: Digest | None
     detail: str
+    repaired: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as JSON values."""
@@ -181,4 +182,5 @@ class Finding:
             "kind": self.kind,
             "digest": None if self.digest is None else str(self.digest),
             "detail": self.detail,
+            "repaired": self.repaired,
         }

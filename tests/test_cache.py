@@ -462,6 +462,43 @@ def test_verify_names_what_is_damaged(root, served, namespace, image):
         list(namespace.verify(image.layers[0].digest))
 
 
+def test_repair_fetches_only_the_damaged_chunks(root, scripted, namespace):
+    """Sound chunks are taken from the disk, damaged ones from where the blob came from."""
+    image = build_image([layer_tar({"big": os.urandom(6 << 20)})], platform=PLATFORM, compression="none")
+    scripted.add(image, "demo/big", "1")
+    namespace.pull(f"{scripted.host}/demo/big:1").close()
+    layer = image.layers[0]
+    (path,) = root.glob(f"data/*/blobs/*/{layer.digest.encoded}")
+    with path.open("r+b") as file:
+        for offset in (3 << 20, (4 << 20) + 5, 100):
+            file.seek(offset)
+            file.write(b"damage")
+    scripted.clear_requests()
+
+    (finding,) = namespace.verify(repair=True)
+
+    assert (finding.digest, finding.repaired) == (layer.digest, True)
+    assert sum(request.sent for request in scripted.requests) == (2 << 20) + (64 << 10)
+    with namespace.open(layer.digest) as again, again.compressed() as stream:
+        assert Digest.of(stream.read()) == layer.digest
+    assert list(namespace.verify()) == []
+
+
+def test_repair_says_when_it_cannot(root, scripted, served, namespace, image):
+    """Without a source the damaged blob is a miss, as without repair."""
+    namespace.pull(served).close()
+    info = namespace.admit(Descriptor(OCTET_STREAM, Digest.of(b"local"), 5), io.BytesIO(b"local"))
+    for digest in (info.digest, image.layers[0].digest):
+        (path,) = root.glob(f"data/*/blobs/*/{digest.encoded}")
+        path.write_bytes(b"x" * path.stat().st_size)
+    scripted.stop()
+
+    found = {finding.digest: finding.repaired for finding in namespace.verify(repair=True)}
+
+    assert found == {info.digest: False, image.layers[0].digest: False}
+    assert not namespace.contains(info.digest)
+
+
 # -- when the store cannot help
 
 

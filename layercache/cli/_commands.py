@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import base64
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layercache.cache import LayerCache, Namespace, default_root
+from layercache.cache import LayerCache, default_root
 from layercache.cli._output import Output, age, binary, note, pairs, printable, table
 from layercache.cli._parser import UsageError
 from layercache.cli._progress import progress
 from layercache.errors import InUseError, InvalidError, NotFoundError, UnsupportedError
+from layercache.namespace import Namespace
 from layercache.oci import OCTET_STREAM, Digest, MediaType, Platform, Reference
 from layercache.reports import BlobInfo, ImageInfo, NamespaceInfo, PullReport
 
@@ -143,10 +143,10 @@ def _cat(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
         layer.uncompressed() if args.uncompressed else layer.compressed() as stream,
     ):
         if out.as_json:
-            _write_base64(str(digest), stream.chunks())
+            _cat_base64(str(digest), stream.chunks(), out)
         else:
             for chunk in stream.chunks():
-                sys.stdout.buffer.write(chunk)
+                out.data(chunk)
     return DONE
 
 
@@ -270,16 +270,15 @@ def _digest(text: str) -> Digest:
         raise UsageError(str(error)) from error
 
 
-def _write_base64(digest: str, chunks: Iterator[bytes | bytearray | memoryview]) -> None:
+def _cat_base64(digest: str, chunks: Iterator[bytes | bytearray | memoryview], out: Output) -> None:
     """Stream the one JSON document. An error cuts it, so that no program takes damaged bytes for whole ones."""
-    write = sys.stdout.write
-    write(f'{{"digest": "{digest}", "encoding": "base64", "data": "')
+    out.data(f'{{"digest": "{digest}", "encoding": "base64", "data": "'.encode())
     size, rest = 0, b""
     for chunk in chunks:
         size += len(chunk)
         data = rest + bytes(chunk)
         whole = len(data) - len(data) % 3
         for start in range(0, whole, _BASE64_STEP):
-            write(base64.b64encode(data[start : min(whole, start + _BASE64_STEP)]).decode())
+            out.data(base64.b64encode(data[start : min(whole, start + _BASE64_STEP)]))
         rest = data[whole:]
-    write(f'{base64.b64encode(rest).decode()}", "size": {size}}}\n')
+    out.data(base64.b64encode(rest) + f'", "size": {size}}}\n'.encode())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Self
 
 from layercache.errors import IntegrityError
-from layercache.integrity import CHUNK, FIRST, SUM_SIZE, Verifier, chunk_index, chunk_range, chunk_sum
+from layercache.integrity import CHUNK, FIRST, SUM_SIZE, Verifier, chunk_count, chunk_index, chunk_range, chunk_sum
 from layercache.oci import Digest
 from layercache.store._disk import Disk, File
 from layercache.store._faults import guarding
@@ -132,6 +132,45 @@ class Blob:
             self._report(self)
             raise
 
+    def damage(self) -> list[tuple[int, int]]:
+        """Return where the content does not match its chunk sums: first byte and the byte after the last, in order.
+
+        Reads everything. Reports nothing, and works on a blob that was moved aside while this handle was open.
+        """
+        bad: list[tuple[int, int]] = []
+        buffer = _take()
+        try:
+            view = memoryview(buffer)
+            for index in range(chunk_count(self.size)):
+                start, end = chunk_range(index, self.size)
+                if self._matches(view[: end - start], start, index):
+                    continue
+                if bad and bad[-1][1] == start:
+                    start = bad.pop()[0]
+                bad.append((start, end))
+            return bad
+        finally:
+            _give_back(buffer)
+
+    def sound(self, start: int, end: int) -> Iterator[memoryview]:
+        """Yield the chunks of a range that :meth:`damage` left out; both ends lie between chunks.
+
+        :raises IntegrityError: where one does not match after all.
+        """
+        buffer = _take()
+        try:
+            view = memoryview(buffer)
+            while start < end:
+                index = chunk_index(start)
+                _, stop = chunk_range(index, self.size)
+                piece = view[: stop - start]
+                if not self._matches(piece, start, index):
+                    raise IntegrityError("a damaged chunk", digest=self.digest, offset=start, length=stop - start)
+                yield piece
+                start = stop
+        finally:
+            _give_back(buffer)
+
     def close(self) -> None:
         """Give up the lease. Closing twice is nothing."""
         self._disk.close(self._file)
@@ -141,6 +180,17 @@ class Blob:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _matches(self, view: memoryview, start: int, index: int) -> bool:
+        try:
+            count = self._disk.read(self._file, view, start)
+        except OSError:
+            return False
+        self._check_live()
+        return count == len(view) and chunk_sum(view) == self._sum(index)
+
+    def _sum(self, index: int) -> bytes:
+        return self.meta.sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]
 
     def _fill(self, view: memoryview, start: int) -> None:
         with guarding(f"read {self.digest}"):
@@ -161,7 +211,7 @@ class Blob:
         while start < end:
             _, stop = chunk_range(index, self.size)
             piece = view[: stop - start]
-            if chunk_sum(piece) != self.meta.sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]:
+            if chunk_sum(piece) != self._sum(index):
                 self._report(self)
                 raise IntegrityError("a damaged chunk", digest=self.digest, offset=start, length=stop - start)
             view = view[stop - start :]
