@@ -42,11 +42,14 @@ test: setup packages check ## set up, check, then run the whole suite
 	$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 check: setup ## format, lint, types, import layers, who may touch what
-	@$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports
-	$(PY) -m pytest -q tests/test_lint_rules.py
+	@failed=0
+	run() { "$$@" || failed=1; }  # all of them, so that one run shows everything
+	run $(VENV)/bin/ruff format --check --quiet .
+	run $(VENV)/bin/ruff check --quiet .
+	run $(VENV)/bin/mypy --no-error-summary
+	run $(VENV)/bin/lint-imports --no-logo
+	run $(PY) -m pytest -q tests/test_lint_rules.py
+	exit $$failed
 
 format: setup ## rewrite the sources in the house format
 	@$(VENV)/bin/ruff format .
