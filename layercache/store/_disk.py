@@ -17,7 +17,8 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -206,7 +207,8 @@ def _drop_handles() -> None:
     for handle in list(_handles):
         fd, handle.fd = handle.fd, -1
         if fd >= 0:
-            os.close(fd)
+            with suppress(OSError):
+                os.close(fd)
     _handles.clear()
 
 
@@ -296,7 +298,11 @@ class PosixDisk:
         fd = os.open(name, flags if exist_ok else flags | os.O_EXCL, 0o600, dir_fd=at.fd)
         file = self._regular(fd, name)
         if self._give_to is not None:
-            os.fchown(fd, *self._give_to)
+            try:
+                os.fchown(fd, *self._give_to)
+            except OSError:
+                self.close(file)
+                raise
         return file
 
     def open(self, at: Dir, name: str) -> File:
@@ -322,9 +328,9 @@ class PosixDisk:
             offset += count
 
     def reserve(self, file: File, size: int) -> None:
-        if size and _libc.fallocate(file.fd, _FALLOC_FL_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(size)):
-            code = ctypes.get_errno()
-            if code not in (errno.EOPNOTSUPP, errno.ENOSYS):  # not every filesystem can; writing then finds out
+        if size:
+            code = _errno_of(_libc.fallocate, file.fd, _FALLOC_FL_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(size))
+            if code not in (0, errno.EOPNOTSUPP, errno.ENOSYS):  # not every filesystem can; writing then finds out
                 raise OSError(code, os.strerror(code))
 
     def truncate(self, file: File, size: int) -> None:
@@ -343,9 +349,9 @@ class PosixDisk:
         if replace:
             os.rename(name, new, src_dir_fd=at.fd, dst_dir_fd=to.fd)
             return
-        if _libc.renameat2(at.fd, os.fsencode(name), to.fd, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+        code = _errno_of(_libc.renameat2, at.fd, os.fsencode(name), to.fd, os.fsencode(new), _RENAME_NOREPLACE)
+        if code == 0:
             return
-        code = ctypes.get_errno()
         if code not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(code, os.strerror(code), new)
         # No such call on this filesystem. Our own processes act on one name under one lock, so looking first is enough.
@@ -403,13 +409,20 @@ class PosixDisk:
         if fd >= 0:
             with _handles_lock:
                 _handles.discard(handle)
-            os.close(fd)
+            # The descriptor is gone whatever close says, and a local filesystem writes nothing at close: what had to be
+            # durable was flushed before, and that flush has told.
+            with suppress(OSError):
+                os.close(fd)
 
     def _regular(self, fd: int, name: str) -> File:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # a second name is somebody else's doing
-            os.close(fd)
-            raise OSError(errno.EMEDIUMTYPE, "not a plain file of ours", name)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # a second name is somebody else's doing
+                raise OSError(errno.EMEDIUMTYPE, "not a plain file of ours", name)
+        except OSError:
+            with suppress(OSError):
+                os.close(fd)
+            raise
         return self._track(File(fd))
 
     @staticmethod
@@ -417,6 +430,15 @@ class PosixDisk:
         with _handles_lock:
             _handles.add(handle)
         return handle
+
+
+def _errno_of(function: Callable[..., int], *args: object) -> int:
+    """Return the error number of a call of the C library, 0 for none. Goes on after a signal, as Python's calls do."""
+    while function(*args) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            return code
+    return 0
 
 
 def _stat(status: os.stat_result) -> Stat:

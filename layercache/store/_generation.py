@@ -248,7 +248,12 @@ class Generation:
         with self.guarding("record a reference"):
             self.check_slot()
             temporary = self.write_temporary(ref.pack())
-            self.disk.rename(self.incoming, temporary, self._refs, ref_name(ref.reference), replace=True)
+            try:
+                self.disk.rename(self.incoming, temporary, self._refs, ref_name(ref.reference), replace=True)
+            except OSError:
+                with suppress(OSError):
+                    self.disk.remove(self.incoming, temporary)
+                raise
             self.disk.sync(self._refs)
 
     def get_ref(self, reference: Reference) -> Ref | None:
@@ -288,15 +293,17 @@ class Generation:
         """Write a durable file of a fresh name into ``in/`` and return the name."""
         disk = self.disk
         name = f"tmp.{disk.boot}.{disk.token()}"
-        file = disk.create(self.incoming, name)
         try:
-            disk.write(file, raw, 0)
-            disk.sync(file)
+            file = disk.create(self.incoming, name)
+            try:
+                disk.write(file, raw, 0)
+                disk.sync(file)
+            finally:
+                disk.close(file)
         except OSError:
-            disk.remove(self.incoming, name)
+            with suppress(OSError):
+                disk.remove(self.incoming, name)
             raise
-        finally:
-            disk.close(file)
         return name
 
     @contextmanager
@@ -318,7 +325,12 @@ class Generation:
     def shard_for_write(self, digest: Digest) -> tuple[Dir, Dir]:
         """Return the two directories a blob and its record go to, made where they are not there yet."""
         folder = shard(blob_name(digest))
-        return self._make_dir(self._blobs, folder), self._make_dir(self._meta, folder)
+        blobs = self._make_dir(self._blobs, folder)
+        try:
+            return blobs, self._make_dir(self._meta, folder)
+        except OSError:
+            self.disk.close(blobs)
+            raise
 
     def lease(self, digest: Digest, meta: Meta, *, writer: File) -> Blob:
         """Return the blob that ``writer`` has just published, leased without a gap."""
@@ -328,9 +340,12 @@ class Generation:
             if blobs is None:
                 raise FileNotFoundError(errno.ENOENT, "gone", name)
             file = disk.open(blobs, name)
-        if not disk.lock(file, exclusive=False):
+        try:
+            if not disk.lock(file, exclusive=False):
+                raise BlockingIOError(errno.EWOULDBLOCK, "a shared lock was refused beside another", name)
+        except OSError:
             disk.close(file)
-            raise BlockingIOError(errno.EWOULDBLOCK, "a shared lock was refused beside another", name)
+            raise
         return self._blob(file, meta)
 
     # -- inside

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from layercache.errors import LayerCacheError
 from layercache.integrity import CHUNK, SUM_SIZE, ChunkSums, Verifier, chunk_range, chunk_sum
 from layercache.oci import Descriptor, DiffID, MediaType
-from layercache.store._disk import File
+from layercache.store._disk import Dir, File
 from layercache.store._faults import store_error
 from layercache.store._layout import Meta, Partial, blob_name
 from layercache.store._read import Blob
@@ -109,6 +109,7 @@ class Ingest:
                         return blob  # somebody else was first
                     blobs, metas = generation.shard_for_write(digest)
                     try:
+                        # What cannot be made durable does not stay visible, so an error anywhere takes the names back.
                         # The order is the protocol: meta, its directory, then data, its directory. The data's name is
                         # the commit point; a power cut before it leaves a meta that recovery sweeps.
                         disk.rename(generation.incoming, temporary, metas, name, replace=True)
@@ -117,13 +118,17 @@ class Ingest:
                         disk.rename(generation.incoming, self._partial.data, blobs, name, replace=False)
                         self._named = False
                         disk.sync(blobs)
+                        generation.check_slot()
+                        # Until now our exclusive lock kept readers off it, so nobody saw it before it was durable.
+                        blob = generation.lease(digest, meta, writer=self._file)
+                    except OSError:
+                        self._retract(blobs, metas, meta_too=temporary is None)
+                        raise
                     finally:
                         disk.close(blobs)
                         disk.close(metas)
-                    generation.check_slot()
                     generation.health.succeeded()
-                    # Until now our exclusive lock kept readers off the name, so nobody saw it before it was durable.
-                    return generation.lease(digest, meta, writer=self._file)
+                    return blob
         finally:
             self._drop(temporary)
 
@@ -174,6 +179,16 @@ class Ingest:
         self._disk.truncate(self._file, self.offset)
         self._flushed = self.offset
 
+    def _retract(self, blobs: Dir, metas: Dir, *, meta_too: bool) -> None:
+        """Undo a publication that came to no good end, as far as the disk lets us; recovery does the rest."""
+        name = blob_name(self._partial.digest)
+        if not self._named:
+            with suppress(OSError):
+                self._disk.remove(blobs, name)
+        if meta_too:
+            with suppress(OSError):
+                self._disk.remove(metas, name)
+
     def _drop(self, temporary: str | None) -> None:
         if not self._open:
             return
@@ -207,6 +222,7 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
     with generation.guarding("begin a blob"):
         file = disk.create(generation.incoming, partial.data, exist_ok=True)
     ingest: Ingest | None = None
+    ours = False
     try:
         if not disk.lock(file, exclusive=True):
             return None
@@ -216,6 +232,7 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
             if named is not None and named.inode == disk.fstat(file).inode:
                 disk.remove(generation.incoming, partial.data)
             return None
+        ours = True
         sums = None
         if descriptor.size >= _RESUMABLE:
             sums = disk.create(generation.incoming, partial.sums, exist_ok=True)
@@ -225,8 +242,9 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
     except OSError as error:
         if ingest is not None:
             ingest.abort()
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-            disk.remove(generation.incoming, partial.data)
+        elif ours:
+            with suppress(OSError):
+                disk.remove(generation.incoming, partial.data)
         generation.check()
         generation.health.failed(error)
         raise store_error(error, f"take space for {descriptor.size} bytes") from error
