@@ -135,15 +135,10 @@ def test_an_unknown_compression_is_unsupported():
 
 
 def test_importing_loads_no_binding():
-    """Importing the room does not load zstandard or zlib_ng; making a decoder does."""
-    assert run_alone(
-        """
-        import subprocess
-        code = ("import sys, layercache.codec, layercache.stream;"
-                "print([name for name in ('zstandard', 'zlib_ng') if name in sys.modules])")
-        sys.exit(subprocess.run([sys.executable, "-c", code], check=True).returncode)
-        """
-    ).split() == ["[]"]
+    """Importing the rooms does not load zstandard or zlib_ng; making a decoder does."""
+    code = "import sys, layercache.codec, layercache.stream; print({'zstandard', 'zlib_ng'} & set(sys.modules))"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 # Streams that are right
@@ -545,8 +540,11 @@ def test_a_gzip_bomb_is_read_in_bounded_memory():
 )
 def test_a_window_over_the_limit_is_refused(descriptor, fields, window):
     """The window a frame asks for is compared with the limit before a byte of it is decoded."""
-    with pytest.raises(LimitError, match=rf"window of {window} bytes is over the limit of {128 << 20}"):
-        decode("zstd", frame(raw(b"a", last=True), descriptor=descriptor, fields=fields))
+    stream = frame(raw(b"a", last=True), descriptor=descriptor, fields=fields)
+    header = stream[: 5 + len(fields)]
+    for feeds in ([stream], [header], [header[:-1], header[-1:]]):
+        with pytest.raises(LimitError, match=rf"window of {window} bytes is over the limit of {128 << 20}"):
+            decode("zstd", *feeds)
 
 
 def test_a_window_at_the_limit_is_read():

@@ -51,7 +51,7 @@ class Frames:
         base = self._fed
         self._fed = fed = base + len(view)
         try:
-            # Two rounds a frame and one for each further block: this loop is what thousands of small frames cost.
+            # Two rounds a frame and one a block: this loop is what thousands of small frames cost.
             while (end := self._at + self._want) <= fed:
                 here = self._at - base
                 header = bytes(view[here : end - base]) if here >= 0 else self._partial + view[: end - base]
@@ -72,8 +72,8 @@ class _MalformedError(Exception):
 def _grammar(limit: int, blob: str) -> Generator[tuple[int, int, bool], bytes, None]:
     """Yield ``(skip, want, between)``: pass over ``skip`` bytes, then send the ``want`` bytes of the next header.
 
-    ``between`` says that a frame begins there. What must follow anyway is asked for together: magic number and
-    descriptor; the rest of a header and the header of the first block.
+    ``between`` says that a frame begins there. A header is asked for no later than the binding could act on it: the
+    window has to be refused here.
     """
     skip = 0
     while True:
@@ -88,7 +88,7 @@ def _grammar(limit: int, blob: str) -> Generator[tuple[int, int, bool], bytes, N
         if flags & 0x08:
             raise _MalformedError("a reserved bit set in the header of a zstd frame")
         fields = _Fields(flags)
-        rest = yield 0, fields.length + 3, False
+        rest = yield 0, fields.length, False
         if dictionary := fields.dictionary(rest):
             raise UnsupportedError(f"zstd dictionary {dictionary} is needed{blob}", hint="layers are read without one")
         window = fields.window(rest)
@@ -98,17 +98,15 @@ def _grammar(limit: int, blob: str) -> Generator[tuple[int, int, bool], bytes, N
                 hint="raise Limits.window to read it",
             )
         most = min(window, _BLOCK)
-        head = int.from_bytes(rest[-3:], "little")
-        while True:
+        skip = head = 0
+        while not head & 1:
+            head = int.from_bytes((yield skip, 3, False), "little")
             kind, size = head >> 1 & 3, head >> 3
             if kind == _RESERVED:
                 raise _MalformedError("a zstd block of the reserved type")
             if size > most:
                 raise _MalformedError(f"a zstd block of {size} bytes where {most} are allowed")
             skip = 1 if kind == _RLE else size
-            if head & 1:
-                break
-            head = int.from_bytes((yield skip, 3, False), "little")
         skip += 4 if flags & 0x04 else 0  # the checksum, which the binding compares
 
 

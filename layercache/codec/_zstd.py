@@ -49,7 +49,7 @@ class Zstd(Stage):
         except BlockingIOError:
             return None
         except self._error as error:
-            if "memory" in str(error):
+            if "Allocation error" in str(error):
                 raise MemoryError("no memory for a zstd window") from error
             raise self._corrupt(f"zstd data does not decode ({error})") from error
         # A piece ends with its frame. Among many small frames, allocating all the room each time costs more than
