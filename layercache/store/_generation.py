@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from layercache.errors import (
     FormatError,
@@ -128,7 +128,12 @@ class Generation:
         if blob is None and self.has(digest):
             with self.guarding(f"move {digest} aside"), self.digest_lock(digest):
                 blob = self.open_locked(digest)
-        self.check()
+        try:
+            self.check()
+        except NamespacePurgedError:
+            if blob is not None:
+                blob.close()
+            raise
         if blob is None:
             raise NotFoundError(f"{digest} is not in this namespace", hint="pull it")
         return blob
@@ -247,13 +252,8 @@ class Generation:
         """Remember what a reference resolved to."""
         with self.guarding("record a reference"):
             self.check_slot()
-            temporary = self.write_temporary(ref.pack())
-            try:
+            with self.temporary(ref.pack()) as temporary, self._lock(ref_name(ref.reference)[0]):
                 self.disk.rename(self.incoming, temporary, self._refs, ref_name(ref.reference), replace=True)
-            except OSError:
-                with suppress(OSError):
-                    self.disk.remove(self.incoming, temporary)
-                raise
             self.disk.sync(self._refs)
 
     def get_ref(self, reference: Reference) -> Ref | None:
@@ -276,11 +276,12 @@ class Generation:
         """Forget a reference. Nothing happens where it is not known."""
         with self.guarding("forget a reference"):
             self.check_slot()
-            try:
-                self.disk.remove(self._refs, ref_name(reference))
-            except FileNotFoundError:
-                return
-            self.disk.sync(self._refs)
+            name = ref_name(reference)
+            with self._lock(name[0]):
+                if self.disk.stat(self._refs, name) is None:
+                    return
+                self.disk.remove(self._refs, name)
+                self.disk.sync(self._refs)
 
     def close(self) -> None:
         """Close the directories. Open blobs stay open."""
@@ -289,38 +290,35 @@ class Generation:
 
     # -- for the other rooms of the store
 
-    def write_temporary(self, raw: bytes) -> str:
-        """Write a durable file of a fresh name into ``in/`` and return the name."""
-        disk = self.disk
-        name = f"tmp.{disk.boot}.{disk.token()}"
-        try:
-            file = disk.create(self.incoming, name)
-            try:
-                disk.write(file, raw, 0)
-                disk.sync(file)
-            finally:
-                disk.close(file)
-        except OSError:
-            with suppress(OSError):
-                disk.remove(self.incoming, name)
-            raise
-        return name
-
     @contextmanager
-    def digest_lock(self, digest: Digest) -> Iterator[None]:
-        """Hold the lock under which the names of ``digest`` change: for a few system calls, never for a transfer."""
+    def temporary(self, raw: bytes) -> Iterator[str]:
+        """Write a durable file of a fresh name into ``in/`` and yield the name, to be moved within the block.
+
+        Its lock tells the sweeper that somebody is at it.
+        """
         disk = self.disk
-        file = disk.create(self._locks, lock_name(digest), exist_ok=True)
+        name, file = self._new_temporary()
         try:
-            waited = 0.0
-            while not disk.lock(file, exclusive=True):
-                if waited >= _LOCK_PATIENCE:
-                    raise StoreError("a lock of the store was not released", hint="look for a stopped process")
-                disk.pause(0.001)
-                waited += 0.001
-            yield
+            disk.write(file, raw, 0)
+            disk.sync(file)
+            yield name
         finally:
+            with suppress(OSError):
+                if disk.stat(self.incoming, name) is not None:
+                    disk.remove(self.incoming, name)
             disk.close(file)
+
+    def digest_lock(self, digest: Digest) -> AbstractContextManager[None]:
+        """Hold the lock under which the names of ``digest`` change: for a few system calls, never for a transfer."""
+        return self._lock(lock_name(digest))
+
+    def settle(self, digest: Digest) -> None:
+        """Make the names of a blob durable, whoever gave them."""
+        for at in (self._meta, self._blobs):
+            with self._shard(at, digest) as folder:
+                if folder is not None:
+                    self.disk.sync(folder)
+            self.disk.sync(at)
 
     def shard_for_write(self, digest: Digest) -> tuple[Dir, Dir]:
         """Return the two directories a blob and its record go to, made where they are not there yet."""
@@ -349,6 +347,36 @@ class Generation:
         return self._blob(file, meta)
 
     # -- inside
+
+    def _new_temporary(self) -> tuple[str, File]:
+        disk = self.disk
+        while True:
+            name = f"tmp.{disk.boot}.{disk.token()}"
+            file = disk.create(self.incoming, name)
+            try:
+                if disk.lock(file, exclusive=True) and disk.stat(self.incoming, name) is not None:
+                    return name, file
+            except BaseException:
+                with suppress(OSError):
+                    disk.remove(self.incoming, name)
+                disk.close(file)
+                raise
+            disk.close(file)  # the sweeper came between the two calls and took it for a leftover
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        disk = self.disk
+        file = disk.create(self._locks, name, exist_ok=True)
+        try:
+            waited = 0.0
+            while not disk.lock(file, exclusive=True):
+                if waited >= _LOCK_PATIENCE:
+                    raise StoreError("a lock of the store was not released", hint="look for a stopped process")
+                disk.pause(0.001)
+                waited += 0.001
+            yield
+        finally:
+            disk.close(file)
 
     def _open(self, digest: Digest) -> Blob | None:
         """Return the blob, or ``None`` where it is not here or not sound."""
@@ -467,10 +495,9 @@ class Generation:
             self.disk.close(folder)
 
     def _make_dir(self, at: Dir, name: str) -> Dir:
-        with suppress(FileNotFoundError):
-            return self.disk.dir(at, name)
-        with suppress(FileExistsError):  # another digest of this shard was faster
-            self.disk.make_dir(at, name)
-        # Also when another made it: it may not have come to its fsync yet, and our blob must not hang from a lost name.
+        with suppress(FileExistsError):
+            if self.disk.stat(at, name) is None:
+                self.disk.make_dir(at, name)
+        # Also when another made it: it may have died before its fsync, and our blob must not hang from a lost name.
         self.disk.sync(at)
         return self.disk.dir(at, name)

@@ -85,7 +85,6 @@ class Ingest:
         :raises NamespacePurgedError: when the namespace was purged meanwhile.
         """
         generation, disk, digest = self._generation, self._disk, self._partial.digest
-        temporary: str | None = None
         try:
             self._verifier.finish()
             meta = Meta(
@@ -101,19 +100,25 @@ class Ingest:
                 # An error of this fsync means that the bytes may be gone while the kernel calls them clean: a second
                 # fsync could succeed. The file is dropped, whatever comes after.
                 disk.sync(self._file)
-                temporary = generation.write_temporary(meta.pack())
                 name = blob_name(digest)
-                with generation.digest_lock(digest):
+                with generation.temporary(meta.pack()) as temporary, generation.digest_lock(digest):
                     generation.check_slot()
                     if (blob := generation.open_locked(digest)) is not None:
-                        return blob  # somebody else was first
+                        # Somebody else was first. He may have died before his last fsync, and we are about to promise.
+                        try:
+                            generation.settle(digest)
+                        except BaseException:
+                            blob.close()
+                            raise
+                        return blob
                     blobs, metas = generation.shard_for_write(digest)
+                    placed = False
                     try:
                         # What cannot be made durable does not stay visible, so an error anywhere takes the names back.
                         # The order is the protocol: meta, its directory, then data, its directory. The data's name is
                         # the commit point; a power cut before it leaves a meta that recovery sweeps.
                         disk.rename(generation.incoming, temporary, metas, name, replace=True)
-                        temporary = None
+                        placed = True
                         disk.sync(metas)
                         disk.rename(generation.incoming, self._partial.data, blobs, name, replace=False)
                         self._named = False
@@ -122,7 +127,7 @@ class Ingest:
                         # Until now our exclusive lock kept readers off it, so nobody saw it before it was durable.
                         blob = generation.lease(digest, meta, writer=self._file)
                     except OSError:
-                        self._retract(blobs, metas, meta_too=temporary is None)
+                        self._retract(blobs, metas, meta_too=placed)
                         raise
                     finally:
                         disk.close(blobs)
@@ -130,7 +135,7 @@ class Ingest:
                     generation.health.succeeded()
                     return blob
         finally:
-            self._drop(temporary)
+            self._drop()
 
     def suspend(self) -> None:
         """Stop here and keep what is in for the next attempt, if it is worth keeping. Visible to nobody."""
@@ -141,7 +146,7 @@ class Ingest:
 
     def abort(self) -> None:
         """Forget it all."""
-        self._drop(None)
+        self._drop()
 
     def __enter__(self) -> Self:
         return self
@@ -189,18 +194,19 @@ class Ingest:
             with suppress(OSError):
                 self._disk.remove(metas, name)
 
-    def _drop(self, temporary: str | None) -> None:
+    def _drop(self) -> None:
         if not self._open:
             return
-        # The names go before the lock does: after it, a name may belong to the next attempt.
-        names = [temporary, self._partial.data if self._named else None]
-        if self._sums_file is not None:
-            names.append(self._partial.sums)
-        for name in filter(None, names):
+        # The names go before the lock does: after it, a name may belong to the next attempt. The sums' before the
+        # data's: whoever makes the data's name anew has the right to the sums.
+        names = [self._partial.sums] if self._sums_file is not None else []
+        if self._named:
+            names.append(self._partial.data)
+        for name in names:
             try:
                 self._disk.remove(self._generation.incoming, name)
             except OSError:
-                continue  # published, or swept with its generation; what is left is found by the next sweep
+                continue  # swept with its generation; what is left is found by the next sweep
         self._close()
 
     def _close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -71,19 +72,26 @@ class Chain:
                 self._disk.pause(0.002)
                 waited += 0.002
             number = max(self._numbers(), default=1)
-            raw = self._read(number)
+            raw, torn = self._read(number)
             lines = raw.splitlines()
             if not lines and number > 1:
-                lines = self._read(number - 1).splitlines()
+                lines = self._read(number - 1)[0].splitlines()
             previous = hashlib.sha256(lines[-1]).hexdigest() if lines else ""
             stored = Receipt(**{**asdict(receipt), "pending": receipt.pending, "previous": previous})
             line = json.dumps(stored.to_json(), separators=(",", ":"), sort_keys=True).encode() + b"\n"
             if len(raw) + len(line) > _SEGMENT:
-                number, raw = number + 1, b""
+                number, raw, torn = number + 1, b"", 0
             segment = self._make(_segment(number), _SEGMENT)
             try:
-                self._disk.write(segment, line, len(raw))
+                # A record that a power cut tore goes: what is left of it must not follow ours.
+                self._disk.write(segment, line.ljust(torn, b"\0"), len(raw))
                 self._disk.sync(segment)
+            except OSError:
+                # Nobody was told of this record, and it may be lost while the kernel calls it clean: the next one must
+                # not stand behind it, but write the same bytes anew.
+                with suppress(OSError):
+                    self._disk.write(segment, bytes(len(line)), len(raw))
+                raise
             finally:
                 self._disk.close(segment)
             return stored
@@ -97,7 +105,7 @@ class Chain:
         """
         previous = ""
         for number in sorted(self._numbers()):
-            for line in self._read(number).splitlines():
+            for line in self._read(number)[0].splitlines():
                 try:
                     fields = json.loads(line)
                     receipt = Receipt(**{**fields, "pending": tuple(fields["pending"])})
@@ -115,24 +123,32 @@ class Chain:
 
     def _make(self, name: str, size: int) -> File:
         file = self._disk.create(self._at, name, exist_ok=True)
-        if self._disk.fstat(file).size < size:
-            # Written, not only reserved: some filesystems need new blocks to turn a reservation into data.
-            self._disk.write(file, bytes(size), 0)
-            self._disk.sync(file)
-            self._disk.sync(self._at)
+        try:
+            held = self._disk.fstat(file).size
+            if held < size:
+                # Written, not only reserved: some filesystems need new blocks to turn a reservation into data.
+                self._disk.write(file, bytes(size - held), held)
+                self._disk.sync(file)
+                self._disk.sync(self._at)
+        except OSError:
+            self._disk.close(file)
+            raise
         return file
 
-    def _read(self, number: int) -> bytes:
+    def _read(self, number: int) -> tuple[bytes, int]:
+        """Return the whole records of a segment, and how many bytes after them are not zero yet: a torn record."""
         try:
             file = self._disk.open(self._at, _segment(number))
         except FileNotFoundError:
-            return b""
+            return b"", 0
         try:
             raw = bytearray(self._disk.fstat(file).size)
             count = self._disk.read(file, raw, 0)
-            return bytes(raw[:count]).partition(b"\0")[0]
         finally:
             self._disk.close(file)
+        used = bytes(raw[:count].rstrip(b"\0"))
+        end = used.partition(b"\0")[0].rfind(b"\n") + 1
+        return used[:end], len(used) - end
 
 
 def _segment(number: int) -> str:
