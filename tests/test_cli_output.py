@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layercache.cli import _progress
 from layercache.cli._output import Output, age, binary, pairs, printable, rfc3339, short, table
 from layercache.cli._progress import progress
 from layercache.control import Progress
@@ -153,8 +152,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         screen = Screen(terminal=terminal)
         monkeypatch.setattr(sys, "stderr", screen)
         with progress(quiet=quiet, verbose=verbose, no_progress=no_progress) as show:
-            for step in STEPS if show is not None else ():
-                show(step)
+            if show is not None:
+                for step in STEPS:
+                    show(step)
         return screen.getvalue()
 
     for name in ("CI", "NO_COLOR", "COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
@@ -246,6 +246,22 @@ def test_bars_of_finished_blobs_make_room_for_moving_ones(
     assert all(task.visible for task in tasks if task.fields["stage"] == "fetching")
 
 
-def test_importing_the_command_line_needs_no_rich() -> None:
-    """Progress is decided without it."""
-    assert "rich" not in vars(_progress)
+def test_data_is_written_whole_where_the_stream_takes_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unbuffered standard output may take a part; one that is not ready is an error, not a gap."""
+    taken = bytearray()
+
+    class Slow:
+        def write(self, data: memoryview) -> int | None:
+            taken.extend(data[:3])
+            return len(data[:3]) or None
+
+    class Screen:
+        buffer = Slow()
+
+    monkeypatch.setattr(sys, "stdout", Screen())
+    Output.data(b"0123456789")
+    assert taken == b"0123456789"
+
+    monkeypatch.setattr(Slow, "write", lambda *_: None)
+    with pytest.raises(BlockingIOError):
+        Output.data(b"x")

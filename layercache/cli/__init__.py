@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import os
@@ -43,26 +44,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 integrity, 5 partly done, 130 interrupted, 141 the
     reader of standard output is gone.
     """
+    verbose = False
+    notes = _Notes()
+    _log.addHandler(notes)
     with Interrupt() as interrupt:
-        verbose = False
-        notes = _Notes()
         try:
             _prepare_streams()
-            args = build_parser().parse_args(argv)
-            verbose = args.verbose
-            _log.setLevel(logging.INFO if verbose else logging.ERROR)
-            _log.addHandler(notes)
-            from layercache.cli._commands import COMMANDS  # noqa: PLC0415 - --version and --help need none of it
-
-            out = Output(as_json=args.json, quiet=args.quiet, no_trunc=getattr(args, "no_trunc", False))
-            code = COMMANDS[args.command](args, out, interrupt.cancel)
+            try:
+                args = build_parser().parse_args(argv)
+            except SystemExit as done:  # --help, --version
+                code = int(done.code or 0)
+            else:
+                verbose = args.verbose
+                notes.setLevel(logging.INFO if verbose else logging.ERROR)
+                code = _run(args, interrupt)
             sys.stdout.flush()
+            interrupt.settle()
         except BaseException as error:  # noqa: BLE001 - the last seam: what passes here ends the process
+            interrupt.settle()
             code = interrupt.code if interrupt.signal else _code(error)
             _explain(error, code, interrupted=bool(interrupt.signal), verbose=verbose)
         finally:
             _log.removeHandler(notes)
         return code
+
+
+def _run(args: argparse.Namespace, interrupt: Interrupt) -> int:
+    from layercache.cli._commands import COMMANDS  # noqa: PLC0415 - --version and --help need none of it
+
+    out = Output(as_json=args.json, quiet=args.quiet, no_trunc=getattr(args, "no_trunc", False))
+    return COMMANDS[args.command](args, out, interrupt.cancel)
 
 
 class _Notes(logging.Handler):
@@ -74,8 +85,6 @@ class _Notes(logging.Handler):
 
 def _code(error: BaseException) -> int:
     match error:
-        case SystemExit():  # argparse, after --help or --version
-            return int(error.code or 0)
         case BrokenPipeError():
             return _CLOSED_PIPE
         case UsageError():
@@ -102,8 +111,6 @@ def _explain(error: BaseException, code: int, *, interrupted: bool, verbose: boo
         return
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-    if isinstance(error, SystemExit) and not interrupted:
-        return
     with contextlib.suppress(OSError):
         if verbose:
             traceback.print_exception(error)

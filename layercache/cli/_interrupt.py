@@ -26,6 +26,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.cancel = threading.Event()
         self.signal = 0
+        self._settled = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -47,10 +48,14 @@ class Interrupt:
         """The exit code after the signal."""
         return 128 + self.signal
 
+    def settle(self) -> None:
+        """From now on a signal ends the process at once: there is nothing left to undo, and no one to catch."""
+        self._settled = True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's shape
-        if self.cancel.is_set():
+        self.signal = self.signal or number
+        if self._settled or self.cancel.is_set():
             self._leave()
-        self.signal = number
         self.cancel.set()
         watch = threading.Timer(_GRACE, self._leave)
         watch.daemon = True

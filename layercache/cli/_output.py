@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,6 +96,17 @@ class Output:
         if not self.as_json:
             for line in lines:
                 print(line)
+
+    @staticmethod
+    def data(data: bytes | bytearray | memoryview) -> None:
+        """Write bytes as they are."""
+        view = memoryview(data)
+        while view:
+            # Unbuffered (PYTHONUNBUFFERED) this is the file itself, which may take less than it is given.
+            written = sys.stdout.buffer.write(view)
+            if written is None:
+                raise BlockingIOError(errno.EAGAIN, "standard output is not ready (it does not block)")
+            view = view[written:]
 
     def digest(self, digest: object) -> str:
         """A digest for a table: whole in a pipe or with ``--no-trunc``, recognisable on a terminal."""

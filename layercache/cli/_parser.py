@@ -40,6 +40,10 @@ class _Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage and leaving the process."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help, and fail where it cannot be printed: the inherited method ignores that."""
+        print(self.format_help(), end="", file=file)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Let options stand between arguments (``rm A -n NS B``) in commands; the top level has the commands."""
         if self._subparsers is not None or self._inside:
