@@ -5,16 +5,18 @@ from __future__ import annotations
 from layercache.errors import StoreError
 from layercache.store._disk import Dir, Disk, File
 
-__all__ = ["NEW", "lock_within", "read_small", "write_small"]
+__all__ = ["NEW", "PATIENCE", "lock_within", "read_small", "write_small"]
 
 NEW = ".new"
 """Ends the name of a small file that is not whole yet."""
 
-_PATIENCE = 5.0
+PATIENCE = 5.0
+"""Seconds that a lock of the store is waited for: whoever holds it makes a few system calls, or was stopped."""
+
 _STEP = 0.002
 
 
-def lock_within(disk: Disk, file: File, *, exclusive: bool = True, patience: float = _PATIENCE) -> None:
+def lock_within(disk: Disk, file: File, *, exclusive: bool = True, patience: float = PATIENCE) -> None:
     """Take the lock of a file, waiting at most ``patience`` seconds.
 
     :raises StoreError: when somebody else kept it for so long.

@@ -27,6 +27,7 @@ from layercache.store._ingest import Ingest
 from layercache.store._layout import (
     BLOBS,
     FENCE,
+    FENCE_SIZE,
     IN,
     LOCKS,
     META,
@@ -43,6 +44,7 @@ from layercache.store._layout import (
     parse_blob_name,
     ref_name,
     shard,
+    temporary_name,
 )
 from layercache.store._read import Blob
 
@@ -76,6 +78,8 @@ class Generation:
             opened.extend(disk.dir(opened[1], name) for name in (IN, BLOBS, META, REFS, LOCKS, QUARANTINE))
             fence = disk.create(opened[1], FENCE, exist_ok=True) if writable else disk.open(opened[1], FENCE)
             try:
+                if disk.fstat(fence).size < FENCE_SIZE:
+                    disk.truncate(fence, FENCE_SIZE)  # damaged; a word must not be mapped beyond the end
                 self._word = disk.word(fence)
             finally:
                 disk.close(fence)
@@ -147,15 +151,8 @@ class Generation:
 
     def has(self, digest: Digest) -> bool:
         """Tell whether a blob of that name is here. Only opening it tells whether it is sound."""
-        name = blob_name(digest)
-        try:
-            blobs = self.disk.dir(self._blobs, shard(name))
-        except FileNotFoundError:
-            return False
-        try:
-            return self.disk.stat(blobs, name) is not None
-        finally:
-            self.disk.close(blobs)
+        with self.guarding(f"look for {digest}"), self._shard(self._blobs, digest) as blobs:
+            return blobs is not None and self.disk.stat(blobs, blob_name(digest)) is not None
 
     def digests(self) -> Iterator[Digest]:
         """Yield the digests of the blobs that are here, in no order. Reads directories only."""
@@ -235,7 +232,7 @@ class Generation:
                     self.disk.sync(blobs)
                 finally:
                     self.disk.close(file)
-            self._forget_meta(digest)
+            self.forget(digest)
         return size
 
     def quarantine(self, blob: Blob, why: str) -> None:
@@ -252,7 +249,7 @@ class Generation:
         """Remember what a reference resolved to."""
         with self.guarding("record a reference"):
             self.check_slot()
-            with self.temporary(ref.pack()) as temporary, self._lock(ref_name(ref.reference)[0]):
+            with self.temporary(ref.pack()) as temporary, self.ref_lock(ref_name(ref.reference)):
                 self.disk.rename(self.incoming, temporary, self._refs, ref_name(ref.reference), replace=True)
             self.disk.sync(self._refs)
 
@@ -277,7 +274,7 @@ class Generation:
         with self.guarding("forget a reference"):
             self.check_slot()
             name = ref_name(reference)
-            with self._lock(name[0]):
+            with self.ref_lock(name):
                 if self.disk.stat(self._refs, name) is None:
                     return
                 self.disk.remove(self._refs, name)
@@ -311,6 +308,15 @@ class Generation:
     def digest_lock(self, digest: Digest) -> AbstractContextManager[None]:
         """Hold the lock under which the names of ``digest`` change: for a few system calls, never for a transfer."""
         return self._lock(lock_name(digest))
+
+    def ref_lock(self, name: str) -> AbstractContextManager[None]:
+        """Hold the lock under which the record of a reference changes."""
+        return self._lock(name[0])
+
+    def sound_ref(self, name: str) -> bool:
+        """Tell whether the record of that name is whole and of that name."""
+        ref = self._read_ref(name)
+        return ref is not None and ref_name(ref.reference) == name
 
     def settle(self, digest: Digest) -> None:
         """Make the names of a blob durable, whoever gave them."""
@@ -351,7 +357,7 @@ class Generation:
     def _new_temporary(self) -> tuple[str, File]:
         disk = self.disk
         while True:
-            name = f"tmp.{disk.boot}.{disk.token()}"
+            name = temporary_name(disk.boot, disk.token())
             file = disk.create(self.incoming, name)
             try:
                 if disk.lock(file, exclusive=True) and disk.stat(self.incoming, name) is not None:
@@ -469,10 +475,11 @@ class Generation:
             disk.rename(blobs, name, self._bad, f"{name}.{disk.token()}", replace=False)
             disk.sync(blobs)
             disk.sync(self._bad)
-        self._forget_meta(digest)
+        self.forget(digest)
         _log.warning("%s is damaged: %s; moved aside, it will be fetched again", digest, why)
 
-    def _forget_meta(self, digest: Digest) -> None:
+    def forget(self, digest: Digest) -> None:
+        """Remove what is known of a blob that is not here any more; the digest's lock is held."""
         with self._shard(self._meta, digest) as metas:
             if metas is None:
                 return

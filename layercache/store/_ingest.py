@@ -16,7 +16,7 @@ from layercache.store._read import Blob
 if TYPE_CHECKING:
     from layercache.store._generation import Generation
 
-__all__ = ["Ingest", "begin"]
+__all__ = ["Ingest", "begin", "worth_keeping"]
 
 _FLUSH = 32 * CHUNK
 """Write-back is started each time so many bytes are in, so that the fsync at the end has little left to do."""
@@ -139,7 +139,7 @@ class Ingest:
 
     def suspend(self) -> None:
         """Stop here and keep what is in for the next attempt, if it is worth keeping. Visible to nobody."""
-        if self._open and self._sums_file is not None and self.offset >= CHUNK:
+        if self._open and worth_keeping(self._partial.size, self.offset, self._kept):
             self._close()
         else:
             self.abort()
@@ -216,6 +216,11 @@ class Ingest:
             self._disk.close(self._sums_file)
 
 
+def worth_keeping(size: int, held: int, sums: int) -> bool:
+    """Tell whether a write can be gone on with: it has ``held`` of ``size`` bytes, and ``sums`` bytes of their sums."""
+    return size >= _RESUMABLE and held >= CHUNK and sums >= SUM_SIZE
+
+
 def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> Ingest | None:
     """Return the right to write a blob, or ``None`` where another writer has it or has just published it.
 
@@ -236,6 +241,8 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
         named = disk.stat(generation.incoming, partial.data)
         if named is None or named.inode != disk.fstat(file).inode or generation.has(descriptor.digest):
             if named is not None and named.inode == disk.fstat(file).inode:
+                if disk.stat(generation.incoming, partial.sums) is not None:
+                    disk.remove(generation.incoming, partial.sums)
                 disk.remove(generation.incoming, partial.data)
             return None
         ours = True

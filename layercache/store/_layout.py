@@ -17,11 +17,14 @@ from layercache.integrity import SUM_SIZE, chunk_count
 from layercache.oci import Descriptor, DiffID, Digest, MediaType, Platform, Reference
 
 __all__ = [
+    "ASIDE",
     "BLOBS",
     "DATA",
     "FENCE",
+    "FENCE_SIZE",
     "FORMAT",
     "IN",
+    "JANITOR_LOCK",
     "LOCKS",
     "LOCK_NAMES",
     "META",
@@ -42,21 +45,25 @@ __all__ = [
     "Slot",
     "SlotState",
     "blob_name",
+    "discarded_name",
     "format_record",
     "generation_name",
     "is_slot",
+    "is_temporary",
     "lock_name",
     "parse_blob_name",
+    "parse_discarded",
     "parse_format",
     "parse_generation_name",
     "parse_partial",
     "ref_name",
     "shard",
     "slot_name",
+    "temporary_name",
 ]
 
-FORMAT, ROOT_LOCK, ROOT_KEY = "FORMAT", "root.lock", "root.key"
-SLOTS, DATA, TRASH, RECEIPTS = "slots", "data", "trash", "receipts"
+FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK = "FORMAT", "root.lock", "root.key", "janitor.lock"
+SLOTS, DATA, TRASH, RECEIPTS, ASIDE = "slots", "data", "trash", "receipts", "aside"
 SLOT_LOCK = "lock"
 BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
     "blobs",
@@ -70,11 +77,15 @@ BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
     "name",
 )
 
+FENCE_SIZE = 8
+
 _VERSION = 1
 _FEATURES: frozenset[str] = frozenset()
 _HEX_NAME = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?")
 _SLOT = re.compile(r"[0-9a-f]{40}")
 _GENERATION = re.compile(r"([0-9a-f]{40})\.([1-9][0-9]{0,17})")
+_DISCARDED = re.compile(r"([0-9a-f]{40})\.[1-9][0-9]{0,17}\.[0-9a-f]{1,32}")
+_TEMPORARY = re.compile(r"tmp\.([0-9a-f]{1,32})\.[0-9a-f]{1,32}")
 _STATE = re.compile(r"(live|purging|dead)\.([1-9][0-9]{0,17})")
 _PARTIAL = re.compile(r"([0-9a-f]{64}(?:[0-9a-f]{64})?)\.(0|[1-9][0-9]{0,18})\.([0-9a-f]{1,32})\.(part|sums)")
 
@@ -139,6 +150,17 @@ def parse_generation_name(name: str) -> tuple[Slot, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
+def discarded_name(folder: str, token: str) -> str:
+    """Return the name in ``trash/`` of a generation's directory that never lived, so that no receipt speaks of it."""
+    return f"{folder}.{token}"
+
+
+def parse_discarded(name: str) -> Slot | None:
+    """Return the slot of a :func:`discarded_name`; ``None`` for any other name."""
+    match = _DISCARDED.fullmatch(name)
+    return match[1] if match else None
+
+
 def blob_name(digest: Digest) -> str:
     """Return the file name of a blob: the encoded part of its digest. Its length tells the algorithm."""
     return digest.encoded
@@ -190,6 +212,16 @@ def parse_partial(name: str) -> Partial | None:
     match = _PARTIAL.fullmatch(name)
     digest = parse_blob_name(match[1]) if match else None
     return Partial(digest, int(match[2]), match[3]) if match and digest else None
+
+
+def temporary_name(boot: str, token: str) -> str:
+    """Return the name in ``in/`` of a record on its way to its place."""
+    return f"tmp.{boot}.{token}"
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a name is a :func:`temporary_name`."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def format_record() -> bytes:

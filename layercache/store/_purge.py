@@ -15,10 +15,10 @@ import errno
 from dataclasses import dataclass, field
 
 from layercache.store._disk import Dir, Disk
-from layercache.store._layout import BLOBS, FENCE, SlotState, generation_name
+from layercache.store._layout import BLOBS, FENCE, FENCE_SIZE, SlotState, generation_name
 from layercache.store._receipts import Chain, Receipt
 
-__all__ = ["Purge"]
+__all__ = ["Purge", "discard"]
 
 _PASSES = 1000
 _STEP = 0.01
@@ -28,6 +28,7 @@ _STEP = 0.01
 class _Found:
     """What one walk removed, and what it could not."""
 
+    entries: int = 0
     blobs: int = 0
     bytes: int = 0
     held: set[int] = field(default_factory=set)
@@ -65,15 +66,22 @@ class Purge:
         disk.sync(self._trash)
         disk.sync(self._data)
 
-    def finish(self, *, wait: float, started: float) -> Receipt:
-        """Empty the directory, remove it, append the receipt. Waits at most ``wait`` seconds for open readers."""
+    def finish(self, *, wait: float, started: float, record_pending: bool = True) -> Receipt:
+        """Empty the directory, remove it, append the receipt. Waits at most ``wait`` seconds for open readers.
+
+        Without ``record_pending`` a receipt is appended only when nothing is left.
+        """
         disk = self._disk
         total = _Found()
         waited = 0.0
         for _ in range(_PASSES):
-            found = self._sweep(total)
+            found = discard(disk, self._trash, self._name)
+            total.blobs += found.blobs
+            total.bytes += found.bytes
             if disk.stat(self._trash, self._name) is None:
                 break
+            if found.entries and not found.held and not found.failed:
+                continue  # a late writer; he finds no directory any more once ours is gone
             if waited >= wait:
                 break
             disk.pause(_STEP)
@@ -91,6 +99,8 @@ class Purge:
             finished=disk.now(),
             previous="",
         )
+        if not gone and not record_pending:
+            return receipt
         return self._chain.append(receipt)
 
     def close_slot(self, slot_dir: Dir) -> None:
@@ -110,66 +120,73 @@ class Purge:
         try:
             file = disk.create(folder, FENCE, exist_ok=True)
             try:
+                if disk.fstat(file).size < FENCE_SIZE:
+                    disk.truncate(file, FENCE_SIZE)  # damaged; a word must not be mapped beyond the end
                 disk.word(file).set(1)
             finally:
                 disk.close(file)
         finally:
             disk.close(folder)
 
-    def _sweep(self, total: _Found) -> _Found:
-        found = _Found()
-        try:
-            folder = self._disk.dir(self._trash, self._name)
-        except FileNotFoundError:
-            return found
-        try:
-            self._empty(folder, found, blobs=False)
-        finally:
-            self._disk.close(folder)
-        self._remove_dir(self._trash, self._name, found)
-        total.blobs += found.blobs
-        total.bytes += found.bytes
+
+def discard(disk: Disk, at: Dir, name: str) -> _Found:
+    """Remove a directory with all that is below it and not held; go on past whatever resists."""
+    found = _Found()
+    try:
+        folder = disk.dir(at, name)
+    except FileNotFoundError:
         return found
+    try:
+        _empty(disk, folder, found, blobs=False)
+    except OSError as error:
+        found.failed.append(error)
+    finally:
+        disk.close(folder)
+    _remove_dir(disk, at, name, found)
+    return found
 
-    def _empty(self, folder: Dir, found: _Found, *, blobs: bool) -> None:
-        """Remove what is below ``folder``; go on past whatever resists."""
-        disk = self._disk
-        for name in disk.names(folder):
-            try:
-                status = disk.stat(folder, name)
-                if status is None:
-                    continue
-                if status.kind == "dir":
-                    child = disk.dir(folder, name)
-                    try:
-                        self._empty(child, found, blobs=blobs or name == BLOBS)
-                    finally:
-                        disk.close(child)
-                    self._remove_dir(folder, name, found)
-                elif status.kind == "file" and not self._unheld(folder, name):
-                    found.held.add(status.inode)
-                else:
-                    disk.remove(folder, name)
-                    found.blobs += blobs
-                    found.bytes += status.size
-            except FileNotFoundError:
+
+def _empty(disk: Disk, folder: Dir, found: _Found, *, blobs: bool) -> None:
+    for name in disk.names(folder):
+        try:
+            status = disk.stat(folder, name)
+            if status is None:
                 continue
-            except OSError as error:
-                found.failed.append(error)
-
-    def _unheld(self, folder: Dir, name: str) -> bool:
-        """Tell whether nobody holds a lock on the file: readers and writers of this library all do."""
-        file = self._disk.open(folder, name)
-        try:
-            return self._disk.lock(file, exclusive=True)
-        finally:
-            self._disk.close(file)
-
-    def _remove_dir(self, at: Dir, name: str, found: _Found) -> None:
-        try:
-            self._disk.remove_dir(at, name)
+            if status.kind == "dir":
+                child = disk.dir(folder, name)
+                try:
+                    _empty(disk, child, found, blobs=blobs or name == BLOBS)
+                finally:
+                    disk.close(child)
+                _remove_dir(disk, folder, name, found)
+            elif status.kind == "file" and status.links == 1 and not _unheld(disk, folder, name):
+                found.held.add(status.inode)
+            else:
+                disk.remove(folder, name)
+                found.entries += 1
+                found.blobs += blobs
+                found.bytes += status.size
         except FileNotFoundError:
-            return
+            continue
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                found.failed.append(error)
+            found.failed.append(error)
+
+
+def _unheld(disk: Disk, folder: Dir, name: str) -> bool:
+    """Tell whether nobody holds a lock on the file: readers and writers of this library all do."""
+    file = disk.open(folder, name)
+    try:
+        return disk.lock(file, exclusive=True)
+    finally:
+        disk.close(file)
+
+
+def _remove_dir(disk: Disk, at: Dir, name: str, found: _Found) -> None:
+    try:
+        disk.remove_dir(at, name)
+        found.entries += 1
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            found.failed.append(error)

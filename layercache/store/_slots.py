@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from layercache.errors import StoreError
 from layercache.store._disk import Dir, Disk
-from layercache.store._files import lock_within, write_small
+from layercache.store._files import PATIENCE, lock_within, write_small
 from layercache.store._generation import Generation
 from layercache.store._health import Health
 from layercache.store._layout import (
@@ -23,14 +25,18 @@ from layercache.store._layout import (
     NamespaceName,
     Slot,
     SlotState,
+    discarded_name,
     generation_name,
     is_slot,
+    parse_discarded,
     parse_generation_name,
 )
-from layercache.store._purge import Purge
+from layercache.store._purge import Purge, discard
 from layercache.store._receipts import Chain, Receipt
 
 __all__ = ["Slots"]
+
+_log = logging.getLogger("layercache.store")
 
 
 class Slots:
@@ -50,19 +56,20 @@ class Slots:
         return sorted(name for name in self._disk.names(self._slots) if is_slot(name))
 
     def resume(self) -> None:
-        """Finish what interrupted purges left, where no other process is at it."""
+        """Finish what interrupted purges left, where no other process is at it. One that fails hinders no other."""
         for slot in self.names():
-            state = self.state_of(slot)
-            if state is not None and state.state == "purging":
-                with self.locked(slot, create=False) as slot_dir:
-                    state = self.state(slot_dir)
-                    if state is not None and state.state == "purging":
-                        self.purge(slot, slot_dir, state.generation, wait=0.0, started=self._disk.now())
+            with self._failing_alone():
+                state = self.state_of(slot)
+                if state is not None and state.state == "purging":
+                    with self.locked(slot, create=False, patience=0.0) as slot_dir:
+                        state = self.state(slot_dir)
+                        if state is not None and state.state == "purging":
+                            self.purge(slot, slot_dir, state.generation, wait=0.0, started=self._disk.now())
         # In order: what is done must not depend on how a set of texts happens to be laid out.
-        left = {parsed[0] for name in self._disk.names(self._trash) if (parsed := parse_generation_name(name))}
+        left = {found for name in self._disk.names(self._trash) if (found := _slot_in_trash(name))}
         for slot in sorted(left):
-            with self.locked(slot, create=True):
-                self.finish_trash(slot, wait=0.0)
+            with self._failing_alone(), self.locked(slot, create=True, patience=0.0):
+                self.finish_trash(slot, wait=0.0, record_pending=False)
 
     def live(self, slot: Slot) -> Generation | None:
         """Return the live generation of a slot, opened; ``None`` where there is none."""
@@ -84,10 +91,14 @@ class Slots:
                 return None  # purged while we looked
             raise
         # Looked at again with its directory open: a purge may have slipped in between.
-        if self.state_of(slot) != state:
+        try:
+            if self.state_of(slot) == state:
+                return generation
+        except BaseException:
             generation.close()
-            return None
-        return generation
+            raise
+        generation.close()
+        return None
 
     def begin(self, slot: Slot, slot_dir: Dir, name: NamespaceName) -> None:
         """Make the next generation of a slot whose lock is held, unless one lives."""
@@ -101,7 +112,7 @@ class Slots:
         folder = generation_name(slot, number)
         if disk.stat(self._data, folder) is not None:
             # Left by a creation that did not come to its end. Nothing was ever published in it.
-            disk.rename(self._data, folder, self._trash, f"{folder}.{disk.token()}", replace=False)
+            self.discard(folder)
         disk.make_dir(self._data, folder)
         at = disk.dir(self._data, folder)
         try:
@@ -136,15 +147,30 @@ class Slots:
         purge.close_slot(slot_dir)
         return receipt
 
-    def finish_trash(self, slot: Slot, *, wait: float) -> list[Receipt]:
-        """Go on with generations of a slot that are hidden but not gone."""
+    def finish_trash(self, slot: Slot, *, wait: float, record_pending: bool = True) -> list[Receipt]:
+        """Go on with generations of a slot, whose lock is held, that are hidden but not gone."""
         receipts = []
         for name in sorted(self._disk.names(self._trash)):
             parsed = parse_generation_name(name)
             if parsed is not None and parsed[0] == slot:
                 purge = self._purge_of(*parsed)
-                receipts.append(purge.finish(wait=wait, started=self._disk.now()))
+                receipts.append(
+                    purge.finish(wait=wait, started=self._disk.now(), record_pending=record_pending),
+                )
+            elif parse_discarded(name) == slot:
+                discard(self._disk, self._trash, name)
+                self._disk.sync(self._trash)
         return receipts
+
+    def discard(self, folder: str) -> None:
+        """Remove the directory of a generation that does not live, of a slot whose lock is held. Without a receipt."""
+        disk = self._disk
+        name = discarded_name(folder, disk.token())
+        disk.rename(self._data, folder, self._trash, name, replace=False)
+        disk.sync(self._trash)
+        disk.sync(self._data)
+        discard(disk, self._trash, name)
+        disk.sync(self._trash)
 
     def _purge_of(self, slot: Slot, generation: int) -> Purge:
         return Purge(
@@ -158,7 +184,7 @@ class Slots:
         )
 
     @contextmanager
-    def locked(self, slot: Slot, *, create: bool) -> Iterator[Dir]:
+    def locked(self, slot: Slot, *, create: bool, patience: float = PATIENCE) -> Iterator[Dir]:
         """Open a slot and hold its lock: creating, purging and recovering a namespace exclude one another."""
         disk = self._disk
         if create and disk.stat(self._slots, slot) is None:
@@ -170,7 +196,7 @@ class Slots:
         try:
             lock = disk.create(slot_dir, SLOT_LOCK, exist_ok=True)
             try:
-                lock_within(disk, lock)
+                lock_within(disk, lock, patience=patience)
                 yield slot_dir
             finally:
                 disk.close(lock)
@@ -196,3 +222,15 @@ class Slots:
         # A listing may show a name before and after its rename; the later generation and the later state win.
         order = {"live": 0, "purging": 1, "dead": 2}
         return max(states, key=lambda state: (state.generation, order[state.state]), default=None)
+
+    @contextmanager
+    def _failing_alone(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, StoreError) as error:
+            _log.warning("a purge could not be finished now: %s", error)
+
+
+def _slot_in_trash(name: str) -> Slot | None:
+    parsed = parse_generation_name(name)
+    return parse_discarded(name) if parsed is None else parsed[0]

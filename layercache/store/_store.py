@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -10,12 +11,15 @@ from dataclasses import dataclass
 from layercache.errors import FormatError, ReadOnlyError, StoreClosedError, StoreError, UnsafeRootError
 from layercache.store._disk import Dir, Disk, File, Handle, PosixDisk
 from layercache.store._faults import guarding
-from layercache.store._files import NEW, lock_within, read_small, write_small
+from layercache.store._files import NEW, PATIENCE, lock_within, read_small, write_small
 from layercache.store._generation import Generation
 from layercache.store._health import Health
+from layercache.store._janitor import recover
 from layercache.store._layout import (
+    ASIDE,
     DATA,
     FORMAT,
+    JANITOR_LOCK,
     NAME,
     RECEIPTS,
     ROOT_KEY,
@@ -30,13 +34,14 @@ from layercache.store._layout import (
     parse_format,
     slot_name,
 )
+from layercache.store._leftovers import Leftover
 from layercache.store._receipts import Chain, Receipt
 from layercache.store._slots import Slots
 
 __all__ = ["Store", "Tenancy"]
 
 _FOLDERS = (SLOTS, DATA, TRASH, RECEIPTS)
-_OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, *_FOLDERS, "lost+found"))
+_OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, ASIDE, *_FOLDERS, "lost+found"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,8 @@ class Store:
                 life, self.writable = self._enter()
                 self._opened.append(life)  # the root's lock, for life
                 self._key = read_small(self._disk, self._disk.root, ROOT_KEY)
-                self._slots_dir, self._data, self._trash, receipts = map(self._open_folder, _FOLDERS)
+                self._folders = [self._open_folder(name) for name in _FOLDERS]
+                self._slots_dir, self._data, self._trash, receipts = self._folders
                 self._chain = Chain(self._disk, receipts)
                 self._slots = Slots(
                     self._disk,
@@ -152,6 +158,23 @@ class Store:
                     return left[-1] if left else _nothing(slot, started)
                 return self._slots.purge(slot, slot_dir, state.generation, wait=wait, started=started)
 
+    def recover(self) -> tuple[Leftover, ...]:
+        """Sweep what crashes left behind and return it; a second time finds nothing but what failed.
+
+        Goes over every entry of the root, so it takes as long as a listing of all namespaces. Other processes go on
+        meanwhile, and nothing that is held is touched. Safe to interrupt anywhere. An unfinished write of this boot
+        stays where it can be gone on with; what is not ours is moved aside, never served, never deleted.
+
+        :raises InUseError: when another process is at it.
+        :raises ReadOnlyError: when the root cannot be written.
+        """
+        self._check_open()
+        if not self.writable:
+            raise ReadOnlyError("the root cannot be written, so nothing can be swept", hint="remount it")
+        folders = dict(zip(_FOLDERS, self._folders, strict=True))
+        with guarding("recover the root"):
+            return recover(self._disk, self._slots, folders=folders)
+
     def receipts(self) -> Iterator[Receipt]:
         """Yield every receipt of this root, oldest first.
 
@@ -187,30 +210,43 @@ class Store:
         held = set(disk.names(disk.root))
         if not held & {FORMAT, ROOT_LOCK}:
             self._check_ours()
+        writable = True
         try:
             life = disk.create(disk.root, ROOT_LOCK, exist_ok=True)
-            writable = True
         except OSError as error:
-            if ROOT_LOCK not in held:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or ROOT_LOCK not in held:
                 raise
             life = disk.open(disk.root, ROOT_LOCK)
             writable = False
-            reason = error
         try:
-            if disk.stat(disk.root, FORMAT) is None:
-                if not writable:
-                    raise reason
-                lock_within(disk, life)
-                if disk.stat(disk.root, FORMAT) is None:
-                    self._check_ours()  # with the lock in hand, so that nobody is making it at the same time
-                    self._make_root()
-            parse_format(read_small(self._disk, disk.root, FORMAT))
+            if writable:
+                self._see_to_root(life)
+            parse_format(read_small(disk, disk.root, FORMAT))
             lock_within(disk, life, exclusive=False)
             self._check_flock()
+            if writable:
+                # Whoever made the root may have died before this: nothing may be built on names that can be lost.
+                disk.sync(disk.root)
         except BaseException:
             disk.close(life)
             raise
         return life, writable
+
+    def _see_to_root(self, life: File) -> None:
+        """Make the root where it is not there yet, or wait for whoever is making it."""
+        disk = self._disk
+        waited = 0.0
+        while disk.stat(disk.root, FORMAT) is None:
+            if disk.lock(life, exclusive=True):
+                if disk.stat(disk.root, FORMAT) is None:
+                    self._check_ours()  # with the lock in hand, so that nobody is making it at the same time
+                    self._make_root()
+                return
+            # Not until the lock can be had: the one who made the root keeps it, shared, for life.
+            if waited >= PATIENCE:
+                raise StoreError("another process keeps a lock of the store", hint="look for a stopped process")
+            disk.pause(0.002)
+            waited += 0.002
 
     def _check_ours(self) -> None:
         """Refuse to make a root where something else is."""
@@ -227,7 +263,9 @@ class Store:
             Chain(disk, receipts).prepare()
         finally:
             disk.close(receipts)
-        write_small(disk, disk.root, ROOT_KEY, bytes.fromhex("".join(disk.token() for _ in range(4))))
+        # Never a second one: names of slots that are there hang from it.
+        if disk.stat(disk.root, ROOT_KEY) is None:
+            write_small(disk, disk.root, ROOT_KEY, bytes.fromhex("".join(disk.token() for _ in range(4))))
         disk.sync(disk.root)
         # Last: with FORMAT there, everything else is.
         write_small(disk, disk.root, FORMAT, format_record())
