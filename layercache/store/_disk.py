@@ -248,9 +248,13 @@ class PosixDisk:
     def __init__(self, path: str) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.root = self._track(Dir(fd))
-        status = os.fstat(fd)
+        try:
+            status = os.fstat(fd)
+            self.boot = _boot_id()
+        except OSError:
+            self.close(self.root)
+            raise
         self._give_to = (status.st_uid, status.st_gid) if os.geteuid() == 0 and status.st_uid != 0 else None
-        self.boot = _boot_id()
 
     @staticmethod
     def open_root(path: str | os.PathLike[str]) -> PosixDisk:
@@ -265,13 +269,15 @@ class PosixDisk:
                 disk = PosixDisk(os.fspath(path))
             except (NotADirectoryError, FileExistsError) as error:
                 raise UnsafeRootError("the root is not a directory", hint=hint) from error
-            status = os.fstat(disk.root.fd)
-            if os.geteuid() not in (0, status.st_uid):
+            try:
+                status = os.fstat(disk.root.fd)
+                if os.geteuid() not in (0, status.st_uid):
+                    raise UnsafeRootError("the root belongs to another user", hint=f"run as its owner, or {hint}")
+                if status.st_mode & 0o022:
+                    raise UnsafeRootError("others can write to the root", hint="chmod 700 it")
+            except (OSError, UnsafeRootError):
                 disk.close(disk.root)
-                raise UnsafeRootError("the root belongs to another user", hint=f"run as its owner, or {hint}")
-            if status.st_mode & 0o022:
-                disk.close(disk.root)
-                raise UnsafeRootError("others can write to the root", hint="chmod 700 it")
+                raise
             return disk
 
     def now(self) -> float:
