@@ -92,6 +92,7 @@ def test_a_huge_claim_allocates_nothing() -> None:
         {"annotations": []},
         {"annotations": {"k": 1}},
         {"annotations": {"k": None}},
+        {"annotations": {1: "v"}},
         {"urls": "https://example.com"},
         {"urls": [1]},
         {"data": 5},

@@ -46,6 +46,13 @@ def test_parse_refuses_what_is_no_type(text: str) -> None:
         MediaType.parse(text)
 
 
+@pytest.mark.parametrize("value", [None, 5, b"a/b"])
+def test_parse_refuses_what_is_no_text(value: object) -> None:
+    """A value of another type gives the same typed error."""
+    with pytest.raises(InvalidError):
+        MediaType.parse(value)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", ["a/b; charset=utf-8", "a/b ", "x", 5])
 def test_constructor_takes_no_parameters(value: object) -> None:
     """A value holds the bare type only."""

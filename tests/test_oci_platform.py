@@ -46,6 +46,7 @@ def test_parse_is_the_inverse_of_str(text: str, value: Platform) -> None:
         ("linux/arm64/8", "linux/arm64/v8"),
         ("linux/i686", "linux/386"),
         ("macos/arm64", "darwin/arm64"),
+        ("linux/mips/8", "linux/mips/8"),
     ],
 )
 def test_other_spellings_become_the_specifications(text: str, value: str) -> None:
@@ -76,6 +77,15 @@ def test_parse_refuses_what_is_no_platform(text: str) -> None:
     """Only os/architecture[/variant], in plain characters."""
     with pytest.raises(InvalidPlatformError):
         parse(text)
+
+
+@pytest.mark.parametrize("value", [None, 5, b"linux/amd64"])
+def test_parser_and_constructor_refuse_what_is_no_text(value: object) -> None:
+    """A value of another type gives the same typed error."""
+    with pytest.raises(InvalidPlatformError):
+        parse(value)  # type: ignore[arg-type]
+    with pytest.raises(InvalidPlatformError):
+        Platform("linux", value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [None, [], "linux/amd64", {"os": 1}, {"os.features": "x"}, {"os.features": [1]}])
@@ -157,6 +167,7 @@ def test_candidates_by_host(host: str, best_first: list[str]) -> None:
         ("linux/amd64", "windows/amd64", None),
         ("linux/s390x", "linux/s390x", 0),
         ("linux/s390x", "linux/s390x/z15", None),
+        ("linux/odd/x.0", "linux/odd/x.0", 0),
         ("windows(10.0.17763.1)/amd64", "windows(10.0.17763.999)/amd64", 0),
         ("windows(10.0.17763.1)/amd64", "windows(10.0.20348.1)/amd64", None),
         ("windows(10.0.17763)/amd64", "windows/amd64", 0),

@@ -145,10 +145,10 @@ def parse_document(
 def _header(content_type: str | None) -> MediaType | None:
     # A header that says nothing, or nothing legible, leaves the word to the document.
     try:
-        found = MediaType.parse(content_type) if content_type else None
+        found = MediaType.parse(content_type or "")
     except InvalidError:
         return None
-    return None if found is None or found.value.lower() in _UNTYPED else found
+    return None if found.value.lower() in _UNTYPED else found
 
 
 def _kind(fields: dict[str, object], header: MediaType | None, expected: MediaType | None) -> MediaType:

@@ -141,11 +141,9 @@ class Reference:
 def _repository(text: str, whole: str) -> Repository:
     first, slash, rest = text.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
-        host, name = _host(first), rest
+        host, name = _host(first) or "", rest  # an empty host is refused below
     else:
         host, name = _HUB, text
-    if host is None:
-        raise InvalidReferenceError("the host is not of the grammar", value=_shown(whole), hint=_hint(whole))
     if host == _HUB and "/" not in name:
         name = f"library/{name}"
     fault = _fault(host, name)
