@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from layercache.errors import FormatError, StoreClosedError, StoreError, UnsafeRootError
+from layercache.janitor import Janitor
 from layercache.namespace import Namespace, as_platform
 from layercache.oci import Platform, Repository
 from layercache.registry import Registry
@@ -46,6 +47,7 @@ class LayerCache:
         ``layercache`` in the XDG cache directory.
     :param platform: what to choose from a multi-platform image. Default: this host's.
     :param jobs: transfers at once, of one pull.
+    :param janitor: let a thread of this process sweep and scrub the root now and then, if no other process does.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class LayerCache:
         *,
         platform: Platform | str | None = None,
         jobs: int = _JOBS,
+        janitor: bool = True,
     ) -> None:
         if jobs < 1:
             raise ValueError("jobs must be at least 1")
@@ -63,6 +66,8 @@ class LayerCache:
         self._lock = threading.Lock()
         self._registries: dict[tuple[str, bool | None], Registry] = {}
         self._store: Store | None = None
+        self._janitor: Janitor | None = None
+        self._housekeeping = janitor
         self._closed = False
         _forked.add(self)
         try:
@@ -113,6 +118,8 @@ class LayerCache:
                 raise StoreClosedError("the cache is closed", hint="open it again")
             if self._store is None:
                 self._store = Store(self.root)
+                if self._housekeeping and self._store.writable:
+                    self._janitor = Janitor(self.store)
             return self._store
 
     def registry(self, repository: Repository, plain_http: bool | None) -> Registry:  # noqa: FBT001
@@ -131,6 +138,9 @@ class LayerCache:
             self._closed = True
             registries, self._registries = list(self._registries.values()), {}
             store, self._store = self._store, None
+            janitor, self._janitor = self._janitor, None
+        if janitor is not None:
+            janitor.stop()
         for registry in registries:
             registry.close()
         if store is not None:
@@ -141,7 +151,7 @@ class LayerCache:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._registries, self._store = {}, None
+        self._registries, self._store, self._janitor = {}, None, None
 
     def __enter__(self) -> Self:
         return self

@@ -76,7 +76,7 @@ def _ls(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
         return _ls_namespace(args, out)
     found: list[NamespaceInfo] = []
     if _root(args).is_dir():
-        with LayerCache(_root(args)) as cache:
+        with LayerCache(_root(args), janitor=False) as cache:
             found = sorted(cache.namespaces(), key=lambda one: one.name or one.slot)
     out.document({"namespaces": [one.to_json() for one in found]})
     names = [one.name if one.name is not None else f"(slot {one.slot})" for one in found]
@@ -248,7 +248,7 @@ def _namespace(args: argparse.Namespace, *, create: bool = False) -> Iterator[Na
     root = _root(args)
     if not create and not root.is_dir():
         raise NotFoundError(f"no cache at {str(root)!r}", hint="name its directory with --root")
-    with LayerCache(root) as cache:
+    with LayerCache(root, janitor=False) as cache:
         yield cache.namespace(args.namespace)
 
 

@@ -21,6 +21,7 @@ from layercache.store._layout import (
     RECEIPTS,
     ROOT_KEY,
     ROOT_LOCK,
+    SCRUB_LOCK,
     SLOT_LOCK,
     SLOTS,
     TRASH,
@@ -37,7 +38,9 @@ from layercache.store._sweep import PARTS, Sweep
 
 __all__ = ["recover"]
 
-_ROOT = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, SLOTS, DATA, TRASH, RECEIPTS, ASIDE, "lost+found"))
+_ROOT = frozenset(
+    (FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, SCRUB_LOCK, SLOTS, DATA, TRASH, RECEIPTS, ASIDE, "lost+found")
+)
 _KNOWN: dict[str, Callable[[str], bool]] = {
     SLOTS: is_slot,
     TRASH: lambda name: parse_generation_name(name) is not None or parse_discarded(name) is not None,

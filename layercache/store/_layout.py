@@ -35,6 +35,7 @@ __all__ = [
     "REFS",
     "ROOT_KEY",
     "ROOT_LOCK",
+    "SCRUB_LOCK",
     "SLOTS",
     "SLOT_LOCK",
     "TRASH",
@@ -62,7 +63,8 @@ __all__ = [
     "temporary_name",
 ]
 
-FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK = "FORMAT", "root.lock", "root.key", "janitor.lock"
+FORMAT, ROOT_LOCK, ROOT_KEY = "FORMAT", "root.lock", "root.key"
+JANITOR_LOCK, SCRUB_LOCK = "janitor.lock", "scrub.lock"
 SLOTS, DATA, TRASH, RECEIPTS, ASIDE = "slots", "data", "trash", "receipts", "aside"
 SLOT_LOCK = "lock"
 BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (

@@ -118,14 +118,17 @@ class Blob:
         finally:
             _give_back(buffer)
 
-    def verify(self) -> None:
+    def verify(self, *, pace: Callable[[int], None] | None = None) -> None:
         """Read everything again and compare with the digest, which no chunk sum can vouch for.
 
+        :param pace: called after each piece with its size; may wait, or raise to end it.
         :raises IntegrityError: when the content is not what the digest says.
         """
         verifier = Verifier(self.digest, self.size)
         for piece in self.chunks():
             verifier.feed(piece)
+            if pace is not None:
+                pace(len(piece))
         try:
             verifier.finish()
         except IntegrityError:

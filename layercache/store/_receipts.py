@@ -146,9 +146,11 @@ class Chain:
             count = self._disk.read(file, raw, 0)
         finally:
             self._disk.close(file)
-        used = bytes(raw[:count].rstrip(b"\0"))
-        end = used.partition(b"\0")[0].rfind(b"\n") + 1
-        return used[:end], len(used) - end
+        zeros = raw.find(b"\0", 0, count)
+        end = raw.rfind(b"\n", 0, zeros if zeros >= 0 else count) + 1
+        rest = raw[end:count]
+        torn = 0 if rest == bytes(len(rest)) else len(rest.rstrip(b"\0"))
+        return bytes(raw[:end]), torn
 
 
 def _segment(number: int) -> str:

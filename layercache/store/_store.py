@@ -8,7 +8,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from layercache.control import Control
 from layercache.errors import FormatError, ReadOnlyError, StoreClosedError, StoreError, UnsafeRootError
+from layercache.reports import Finding
 from layercache.store._disk import Dir, Disk, File, Handle, PosixDisk
 from layercache.store._faults import guarding
 from layercache.store._files import NEW, PATIENCE, lock_within, read_small, write_small
@@ -24,6 +26,7 @@ from layercache.store._layout import (
     RECEIPTS,
     ROOT_KEY,
     ROOT_LOCK,
+    SCRUB_LOCK,
     SLOTS,
     TRASH,
     NamespaceName,
@@ -36,12 +39,13 @@ from layercache.store._layout import (
 )
 from layercache.store._leftovers import Leftover
 from layercache.store._receipts import Chain, Receipt
+from layercache.store._scrub import scrub
 from layercache.store._slots import Slots
 
 __all__ = ["Store", "Tenancy"]
 
 _FOLDERS = (SLOTS, DATA, TRASH, RECEIPTS)
-_OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, ASIDE, *_FOLDERS, "lost+found"))
+_OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, SCRUB_LOCK, ASIDE, *_FOLDERS, "lost+found"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,16 @@ class Store:
         folders = dict(zip(_FOLDERS, self._folders, strict=True))
         with guarding("recover the root"):
             return recover(self._disk, self._slots, folders=folders)
+
+    def scrub(self, *, older_than: float, rate: float, control: Control) -> Iterator[Finding]:
+        """Compare every blob not compared with its digest for ``older_than`` seconds, at ``rate`` bytes a second.
+
+        Yields what is damaged; it was moved aside, a miss from now on. Ends at once where another process is at it.
+        """
+        self._check_open()
+        if self.writable:
+            with guarding("scrub the root"):
+                yield from scrub(self._disk, self._slots, older_than=older_than, rate=rate, control=control)
 
     def receipts(self) -> Iterator[Receipt]:
         """Yield every receipt of this root, oldest first.

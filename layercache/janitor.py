@@ -1,0 +1,72 @@
+"""Housekeeping from inside an embedding process: one thread, now and then, in whichever process is first."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from layercache.control import Control
+from layercache.errors import CancelledError, InUseError, LayerCacheError
+from layercache.store import Store
+
+__all__ = ["SCRUB_PERIOD", "SCRUB_RATE", "Janitor"]
+
+_log = logging.getLogger("layercache")
+
+SCRUB_PERIOD = 30 * 86400.0
+"""Seconds within which every byte is read again and compared, while some process has the root open."""
+
+SCRUB_RATE = 16 << 20
+"""Bytes a second that a scrub reads at most."""
+
+_FIRST, _INTERVAL = 60.0, 900.0
+
+
+class Janitor:
+    """A daemon thread that sweeps what crashes left, once, and scrubs what is due, every quarter of an hour.
+
+    Where another process is at it, this one lets it. A short-lived process never begins.
+    """
+
+    def __init__(self, store: Callable[[], Store]) -> None:
+        self._store = store
+        self._stop = threading.Event()
+        self._swept = False
+        self._thread = threading.Thread(target=self._run, name="layercache-janitor", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for that; it stops between two pieces of a blob."""
+        self._stop.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def tick(self) -> None:
+        """Do what is due now. Blocks until it is done or stopped."""
+        store = self._store()
+        if not store.writable or store.failing:
+            return
+        if not self._swept:
+            try:
+                for leftover in store.recover():
+                    _log.info("swept %s: %s", leftover.kind, leftover.place)
+            except InUseError:
+                pass
+            else:
+                self._swept = True
+        # Half of the period is left for a scrub that comes late or takes long.
+        control = Control(cancel=self._stop)
+        for finding in store.scrub(older_than=SCRUB_PERIOD / 2, rate=SCRUB_RATE, control=control):
+            _log.warning("scrub: %s: %s", finding.digest, finding.detail)
+
+    def _run(self) -> None:
+        wait = _FIRST
+        while not self._stop.wait(wait):
+            wait = _INTERVAL
+            try:
+                self.tick()
+            except CancelledError:
+                return
+            except LayerCacheError as error:
+                _log.warning("housekeeping failed: %s", error)
