@@ -182,7 +182,7 @@ def test_pieces_are_bounded_and_worth_handing_on(compression):
 
     assert sum(sizes) == len(content)
     assert max(sizes) <= MIB
-    assert len(sizes) <= 2 * len(content) // PIECE
+    assert len(sizes) <= 2 + 1.25 * len(content) // PIECE
 
 
 @pytest.mark.parametrize(("compression", "part"), [("gzip", gzip(TEXT)), ("zstd", zstd(TEXT))])
@@ -314,10 +314,11 @@ def test_garbage_after_gzip_is_an_error(tail, apart):
         decode("gzip", *((GZIP, tail) if apart else (GZIP + tail,)))
 
 
-def test_padding_before_gzip_is_an_error():
-    """Zeros are padding after a member only."""
+@pytest.mark.parametrize("feeds", [[bytes(4)], [bytes(4), GZIP], [bytes(4) + GZIP], [GZIP, bytes(4), GZIP]])
+def test_padding_before_a_gzip_member_is_an_error(feeds):
+    """Zeros are padding at the end only."""
     with pytest.raises(CorruptStreamError):
-        decode("gzip", bytes(4))
+        decode("gzip", *feeds)
 
 
 @pytest.mark.parametrize(
@@ -435,9 +436,9 @@ def test_a_cut_stays_cut():
     """A stream that was found to be cut cannot be gone on with."""
     stage = decoder("gzip")
     list(stage.feed(GZIP[:20]))
-    with pytest.raises(CorruptStreamError):
+    with pytest.raises(CorruptStreamError, match="cut"):
         stage.finish()
-    with pytest.raises(CorruptStreamError):
+    with pytest.raises(CorruptStreamError, match="cut"):
         stage.feed(GZIP[20:])
 
 

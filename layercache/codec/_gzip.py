@@ -52,7 +52,7 @@ class Gzip(Stage):
         position, end = 0, len(view)
         while position < end:
             if self._member is None:
-                if self._padding or (self._members and view[position] == 0):
+                if self._padding or view[position] == 0:
                     self._padding = True
                     self._expect_zeros(view[position:])
                     return
