@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,8 @@ SHA512 = Digest.of(b"manifest", algorithm="sha512")
         (f"ghcr.io/o/a:v1@{DIGEST}", "ghcr.io", "o/a", "v1", DIGEST),
         (f"ghcr.io/o/a@{SHA512}", "ghcr.io", "o/a", None, SHA512),
         ("foo.bar", "docker.io", "library/foo.bar", "latest", None),
+        ("docker.io:5000/foo", "docker.io:5000", "foo", "latest", None),
+        ("index.docker.io:443/foo", "index.docker.io:443", "foo", "latest", None),
         ("x.y/z", "x.y", "z", "latest", None),
         ("xn--bcher-kva.example/z", "xn--bcher-kva.example", "z", "latest", None),
         ("a:65535/z:" + "T" * 128, "a:65535", "z", "T" * 128, None),
@@ -203,9 +206,9 @@ def test_repository_has_no_tag(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "name"),
-    [("", "a"), ("GHCR.io", "a"), ("ghcr.io", "A"), ("ghcr.io", ""), ("index.docker.io", "a"), ("x", 5)],
+    [("", "a"), ("GHCR.io", "a"), ("ghcr.io", "A"), ("ghcr.io", ""), ("index.docker.io", "a"), (None, "a"), ("x", 5)],
 )
-def test_constructors_check_like_the_parser(host: str, name: str) -> None:
+def test_constructors_check_like_the_parser(host: Any, name: Any) -> None:
     """No invalid or second spelling can be built around the parser."""
     with pytest.raises(InvalidReferenceError):
         Repository(host, name)
@@ -264,4 +267,7 @@ def test_errors_say_what_to_do() -> None:
     ]:
         with pytest.raises(InvalidReferenceError, match=advice) as caught:
             Reference.parse(text)
-        assert text[:80] in str(caught.value)
+        assert caught.value.value == repr(text)
+    with pytest.raises(InvalidReferenceError) as caught:
+        Reference.parse("ghcr.io/a?b=c")
+    assert caught.value.value == "'ghcr.io/a?...'"

@@ -112,7 +112,7 @@ class Reference:
                 raise InvalidReferenceError("the tag is not of the grammar", value=_shown(text))
             tag = Tag(label)
         # Docker would look for an image of this name on its hub.
-        if _HEX64.fullmatch(rest) or (rest in _ALGORITHMS and digest is None):
+        if _HEX64.fullmatch(rest) or rest in _ALGORITHMS:
             raise InvalidReferenceError(
                 "a digest alone names no image", value=_shown(text), hint="write NAME@sha256:..."
             )
@@ -162,9 +162,9 @@ def _fault(host: object, name: object) -> str | None:
     return None
 
 
-def _host(text: object) -> str | None:
+def _host(text: str) -> str | None:
     """Canonical spelling of a host with an optional port, or ``None``."""
-    match = _HOST.fullmatch(text) if isinstance(text, str) else None
+    match = _HOST.fullmatch(text)
     if match is None:
         return None
     name, port = match["name"].lower(), match["port"]
