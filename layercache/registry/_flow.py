@@ -108,7 +108,8 @@ def ask(
                 shut = status in (429, 503)
                 if (yield Pause(hop.url.authority, attempt, least=delay, shut=shut)):
                     continue
-        raise refusal(what, hop, problem, grant=grant)
+        hint = f"the credentials of {grant.source} were refused" if status == 401 and grant and grant.source else ""
+        raise refusal(what, hop, problem, grant=grant, hint=hint)
 
 
 def _wants_grant(head: Head, problem: Problem, grant: Grant | None) -> bool:

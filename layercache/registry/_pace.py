@@ -32,8 +32,13 @@ class Pace:
     """Waits that the hosts of one registry have asked for, kept by all threads. Seconds on a monotonic clock."""
 
     def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random
+        self,
+        *,
+        first: float = 0.2,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
+        self._first = first
         self._clock = clock
         self._jitter = jitter
         self._lock = threading.Lock()
@@ -60,7 +65,7 @@ class Pace:
                 now = self._clock()
                 if state is None or state.opens <= now:
                     return
-                delay = state.opens - now + self._jitter() * min(2.0, backoff(state.strikes, 1.0))
+                delay = state.opens - now + self._jitter() * min(2.0, self._backoff(state.strikes, 1.0))
             control.wait(delay)
             with self._lock:
                 if state.opens <= self._clock():
@@ -77,7 +82,7 @@ class Pace:
             if entered >= state.shut:
                 state.strikes += 1
                 state.shut = now
-            state.opens = max(state.opens, now + max(least, backoff(state.strikes, self._jitter())))
+            state.opens = max(state.opens, now + max(least, self._backoff(state.strikes, self._jitter())))
 
     def repeat(self, host: str) -> bool:
         """Take one repetition from the budget of ``host``; False if it is spent."""
@@ -101,7 +106,10 @@ class Pace:
 
     def jittered(self, attempt: int) -> float:
         """Seconds to wait before try ``attempt``."""
-        return backoff(attempt, self._jitter())
+        return self._backoff(attempt, self._jitter())
+
+    def _backoff(self, attempt: int, jitter: float) -> float:
+        return backoff(attempt, jitter, first=self._first)
 
     def _state(self, host: str) -> _Host:
         state = self._hosts.get(host)

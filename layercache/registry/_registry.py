@@ -14,6 +14,7 @@ from layercache.registry._driver import Driver, Session
 from layercache.registry._effects import Site
 from layercache.registry._flow import Document
 from layercache.registry._pace import Pace
+from layercache.registry._sockets import Patience
 from layercache.registry._transport import Transport
 from layercache.registry._url import Url, Zone, zone_of
 from layercache.registry.auth import Credentials, DockerConfig
@@ -48,6 +49,7 @@ class Registry:
         self._site = Site(host, base)
         self._credentials = DockerConfig() if credentials is None else credentials
         self._realm_hosts = frozenset(realm_hosts)
+        self._patience = Patience()
         self._session: tuple[int, Session] | None = None
 
     def resolve(self, reference: Reference, *, control: Control, ledger: Ledger) -> Descriptor:
@@ -113,7 +115,10 @@ class Registry:
         if held is None or held[0] != pid:
             # Also in a forked child: its parent goes on using the sockets, and may have held a lock.
             authority = Authority(self._site, self._credentials, realm_hosts=self._realm_hosts)
-            held = self._session = (pid, Session(pid, Transport(), authority, Pace()))
+            held = self._session = (
+                pid,
+                Session(pid, Transport(self._patience), authority, Pace(first=self._patience.pause)),
+            )
         return Driver(held[1], control, ledger, stage)
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from layercache.control import Control
@@ -24,24 +25,31 @@ from layercache.errors import LayerCacheError, PolicyError
 from layercache.registry._effects import LostError
 from layercache.registry._url import Zone, zone_of
 
-__all__ = ["SLICE", "TlsSocket", "Watch", "dial", "watching"]
+__all__ = ["SLICE", "Patience", "PlainSocket", "TlsSocket", "Watch", "dial", "watching"]
 
 SLICE = 0.1
 """Seconds a receive blocks at a time: a cancel takes effect within it."""
 
-CONNECT = 5.0
-"""Seconds for a name and a connection, and again for TLS."""
-
-HEAD = 30.0
-"""Seconds from a request to the whole head of its reply."""
-
-STALL = 30.0
-"""Seconds without a byte after which a body is given up."""
-
-_WINDOW, _FLOOR = 60.0, 1024.0  # seconds over which a body must bring so many bytes a second
 _SLACK = 64 << 10
 
 _local = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds to wait for another side.
+
+    ``connect``: for a name and a connection, and again for TLS. ``head``: from a request to the whole head of its
+    reply. ``stall``: without a byte of a body. In each ``window`` of a body ``floor`` bytes a second must come: a byte
+    now and then is no sign of life. ``pause``: before the first repetition; the next ones double.
+    """
+
+    connect: float = 5.0
+    head: float = 30.0
+    stall: float = 30.0
+    window: float = 60.0
+    floor: float = 1024.0
+    pause: float = 0.2
 
 
 class Watch:
@@ -56,17 +64,19 @@ class Watch:
         "_until",
         "broken",
         "control",
+        "patience",
         "reach",
-        "stall",
+        "sock",
         "stop",
         "zone",
     )
 
-    def __init__(self, control: Control, *, reach: Zone | None = None, stall: float = STALL) -> None:
+    def __init__(self, control: Control, patience: Patience, *, reach: Zone | None = None) -> None:
         self.control = control
+        self.patience = patience
         self.reach = reach
-        self.stall = stall
         self.zone: Zone | None = None
+        self.sock: PlainSocket | TlsSocket | None = None
         self.broken = ""
         self.stop: LayerCacheError | None = None
         self._until: float | None = None
@@ -99,14 +109,21 @@ class Watch:
             self.stop = error
             raise
 
+    def drop(self) -> None:
+        """Close the socket for good, also where a half-made reply still holds on to it."""
+        sock, self.sock = self.sock, None
+        descriptor = -1 if sock is None else sock.detach()
+        if descriptor >= 0:
+            socket.close(descriptor)
+
     def idle(self) -> None:
         """A slice went by without a byte."""
         self.check()
         now = time.monotonic()
         if self._until is not None and now >= self._until:
             self.broken = "no answer in time"
-        elif now - self._since >= self.stall:
-            self.broken = f"nothing arrived for {self.stall:.0f} seconds"
+        elif now - self._since >= self.patience.stall:
+            self.broken = f"nothing arrived for {self.patience.stall:g} seconds"
 
     def took(self, count: int) -> None:
         """``count`` bytes arrived."""
@@ -121,9 +138,9 @@ class Watch:
             self.broken = "far more arrived than was asked for"
         elif self._until is not None and now >= self._until:
             self.broken = "no answer in time"
-        elif now - self._start >= _WINDOW:
-            if self._until is None and self._taken < _FLOOR * (now - self._start):
-                self.broken = f"less than {_FLOOR:.0f} bytes a second arrived"
+        elif now - self._start >= self.patience.window:
+            if self._until is None and self._taken < self.patience.floor * (now - self._start):
+                self.broken = f"less than {self.patience.floor:g} bytes a second arrived"
             self._start, self._taken = now, 0
 
 
@@ -137,6 +154,7 @@ def _receive(sock: Any, receive: Callable[..., int], buffer: Any, count: int | N
     watch = watching()
     if watch is None:
         return receive(sock, buffer, count or 0, flags)
+    watch.sock = sock
     if watch.broken:
         return 0
     while True:
@@ -147,7 +165,6 @@ def _receive(sock: Any, receive: Callable[..., int], buffer: Any, count: int | N
         except OSError as error:
             watch.broken = "the connection was reset" if isinstance(error, ConnectionError) else "the connection failed"
         else:
-            watch.zone = sock.zone
             watch.took(got)
             return got
         if watch.broken:
@@ -174,12 +191,13 @@ class TlsSocket(ssl.SSLSocket):
         return _receive(self, ssl.SSLSocket.recv_into, buffer, nbytes, flags)
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 -- the parent's signature
-        """Shake hands within :data:`CONNECT` seconds, in slices."""
+        """Shake hands in time, in slices."""
         watch = watching()
         if watch is None:
             super().do_handshake(block)
             return
-        until = time.monotonic() + watch.control.remaining(CONNECT)
+        watch.sock = self  # ssl closes it after an error of its own, but not after one of ours
+        until = time.monotonic() + watch.patience.connect
         self.settimeout(SLICE)
         while True:
             try:
@@ -200,7 +218,7 @@ def dial(host: str, port: int) -> PlainSocket:
     """
     watch = watching()
     assert watch is not None  # noqa: S101 -- only the transport dials
-    until = time.monotonic() + watch.control.remaining(CONNECT)
+    until = time.monotonic() + watch.patience.connect
     found = _resolve(host, port, watch, until)
     reach = watch.reach
     near = [(family, where, zone_of(where[0])) for family, where in found]

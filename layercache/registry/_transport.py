@@ -22,7 +22,7 @@ import urllib3.exceptions
 from layercache.control import Control
 from layercache.errors import LayerCacheError
 from layercache.registry._effects import Head, LostError, Send
-from layercache.registry._sockets import HEAD, SLICE, PlainSocket, TlsSocket, Watch, dial, watching
+from layercache.registry._sockets import SLICE, Patience, PlainSocket, TlsSocket, Watch, dial, watching
 from layercache.registry._url import Url, Zone
 from layercache.registry._wire import Headers
 
@@ -102,7 +102,7 @@ class Reply:
         left = response.length_remaining
         if not self._ended and not self._watch.broken and left is not None and left <= _DRAIN:
             # Also where nothing is left (HEAD): only a read tells http.client that the reply is over.
-            drain = Watch(Control(timeout=0.2))
+            drain = Watch(Control(timeout=0.2), self._watch.patience)
             try:
                 with drain.at_work(most=_DRAIN):
                     self._ended = len(response.read(left + 1, decode_content=False)) == left
@@ -116,7 +116,8 @@ class Reply:
 class Transport:
     """Connections to the hosts of one registry, for use by many threads of one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
         self._managers: dict[Zone | None, urllib3.PoolManager] = {}
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
@@ -128,12 +129,12 @@ class Transport:
         :raises LostError: if there is none.
         :raises PolicyError: if the host's addresses are out of the request's reach.
         """
-        watch = Watch(control, reach=request.reach)
+        watch = Watch(control, self._patience, reach=request.reach)
         url = request.url
         headers = {"User-Agent": _AGENT, **request.headers}
         if request.grant is not None:
             headers["Authorization"] = request.grant.header()
-        with watch.at_work(most=_HEAD_BYTES, within=HEAD):
+        with watch.at_work(most=_HEAD_BYTES, within=self._patience.head):
             watch.check()
             try:
                 response = self._manager(request.reach, url.scheme).urlopen(
@@ -148,8 +149,10 @@ class Transport:
                     timeout=_TIMEOUT,
                 )
             except Exception as error:  # noqa: BLE001 -- every foreign error is mapped here
+                watch.drop()
                 _raise(error, watch, url)
-        head = Head(response.status, Headers(response.headers.items()), watch.zone, time.time())
+        zone = None if watch.sock is None else watch.sock.zone
+        head = Head(response.status, Headers(response.headers.items()), zone, time.time())
         return Reply(head, response, watch, url)
 
     def close(self) -> None:

@@ -198,12 +198,12 @@ def parse_date(value: str) -> float | None:
         return None
 
 
-def backoff(attempt: int, jitter: float) -> float:
-    """Seconds to wait before try ``attempt`` (1 is the first repetition): 0.2 s doubled each time, at most 30 s.
+def backoff(attempt: int, jitter: float, *, first: float = 0.2) -> float:
+    """Seconds to wait before try ``attempt`` (1 is the first repetition): ``first`` doubled each time, at most 30 s.
 
     ``jitter`` in [0, 1) spreads it over the upper half, so that many clients do not come back together.
     """
-    return min(30.0, 0.2 * 2.0 ** min(attempt - 1, 10)) * (0.5 + 0.5 * jitter)
+    return min(30.0, first * 2.0 ** min(attempt - 1, 10)) * (0.5 + 0.5 * jitter)
 
 
 # --- ranges ---
