@@ -246,6 +246,23 @@ def test_bars_of_finished_blobs_make_room_for_moving_ones(
     assert all(task.visible for task in tasks if task.fields["stage"] == "fetching")
 
 
+def test_what_is_printed_beside_bars_stays_on_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], watch: Callable[..., str]
+) -> None:
+    """Bars take over standard error only."""
+    del watch
+    from layercache.cli._bars import Bars
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Bars() as bars:
+        bars(STEPS[1])
+        print("data")
+
+    assert capsys.readouterr().out == "data\n"
+    assert "data" not in screen.getvalue()
+
+
 def test_data_is_written_whole_where_the_stream_takes_less(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unbuffered standard output may take a part; one that is not ready is an error, not a gap."""
     taken = bytearray()

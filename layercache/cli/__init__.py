@@ -105,12 +105,13 @@ def _code(error: BaseException) -> int:
 
 def _explain(error: BaseException, code: int, *, interrupted: bool, verbose: bool) -> None:
     """Say on one line what happened and what to do, unless the user knows (a closed pipe, ``--help``)."""
-    if isinstance(error, BrokenPipeError) and not interrupted:
-        # What is still buffered has no reader; without this the interpreter complains when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return
-    with contextlib.suppress(OSError, ValueError):
+    try:
         sys.stdout.flush()
+    except OSError:
+        # What is buffered cannot be written; without this the interpreter tries again at its end, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError) and not interrupted:
+        return
     with contextlib.suppress(OSError):
         if verbose:
             traceback.print_exception(error)

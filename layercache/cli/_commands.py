@@ -85,7 +85,7 @@ def _ls(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
     elif found:
         rows = [(name, one.state, one.blobs, binary(one.bytes)) for name, one in zip(names, found, strict=True)]
         out.lines(table(rows, header=("NAMESPACE", "STATE", "BLOBS", "SIZE"), right=(2, 3)))
-    else:
+    elif not out.as_json:
         note(f"no namespaces in {_root(args)}")
     return DONE
 
@@ -98,7 +98,7 @@ def _ls_namespace(args: argparse.Namespace, out: Output) -> int:
     if args.quiet:
         out.lines(str(blob.digest) for blob in blobs)
         return DONE
-    if not (images or blobs):
+    if not (images or blobs or out.as_json):
         note("nothing in this namespace")
     now = time.time()
     of_images = {digest for image in images for digest in image.blobs}
