@@ -32,6 +32,8 @@ REFERRER = entry("note", "linux/amd64", annotations={"vnd.docker.reference.type"
 STRANGE = entry("strange", "linux/amd64", MediaType("application/x-strange"))
 PLAIN = entry("plain", None)
 EMPTY = Descriptor(oci.OCI_MANIFEST, Digest.of(b"empty"), 5, platform=Platform("", ""))
+HALF = Descriptor(oci.OCI_MANIFEST, Digest.of(b"half"), 4, platform=Platform("linux", ""))
+OTHER_HALF = Descriptor(oci.OCI_MANIFEST, Digest.of(b"other"), 5, platform=Platform("", "amd64"))
 AMD = entry("amd", "linux/amd64")
 AMD3 = entry("amd3", "linux/amd64/v3")
 AMD_AGAIN = entry("again", "linux/amd64")
@@ -71,7 +73,8 @@ def test_first_best_match_is_chosen(entries: list[Descriptor], platform: str, ch
 @pytest.mark.parametrize(
     ("entries", "platform", "there"),
     [
-        ([], "linux/amd64", "no image"),
+        ([], "linux/amd64", "no image for any platform$"),
+        ([HALF, OTHER_HALF], "linux/amd64", "linux/, /amd64$"),
         ([ARM, WINDOWS, ARM], "linux/amd64", "linux/arm64/v8, windows/amd64$"),
         ([AMD3], "linux/amd64", "linux/amd64/v3"),
         ([ATTESTATION, STRANGE, REFERRER], "linux/amd64", "no image"),
@@ -97,6 +100,8 @@ def test_long_lists_are_cut_in_the_message() -> None:
     with pytest.raises(NotFoundError, match="and 980 more") as caught:
         select(index(*many), Platform.parse("linux/amd64"))
     assert len(str(caught.value)) < 1000
+    with pytest.raises(NotFoundError, match=r"linux/arch19$"):
+        select(index(*many[:20]), Platform.parse("linux/amd64"))
 
 
 # --- nested indexes ---
@@ -194,6 +199,9 @@ def test_descriptors_of_all_indexes_are_counted_together() -> None:
     wide = index(*[entry(f"x{n}", "linux/s390x") for n in range(6000)])
     shelf = Shelf({"a": index(nested("b"), nested("c")), "b": wide, "c": wide})
     with pytest.raises(LimitError, match="10000"):
+        descend(nested("a"), AMD64, shelf.load)
+    shelf = Shelf({"a": index(nested("b"), nested("c")), "b": index(*wide.manifests[:3998]), "c": wide})
+    with pytest.raises(NotFoundError):
         descend(nested("a"), AMD64, shelf.load)
 
 
