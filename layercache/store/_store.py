@@ -280,6 +280,8 @@ class Store:
         # Never a second one: names of slots that are there hang from it.
         if disk.stat(disk.root, ROOT_KEY) is None:
             write_small(disk, disk.root, ROOT_KEY, bytes.fromhex("".join(disk.token() for _ in range(4))))
+        for name in (JANITOR_LOCK, SCRUB_LOCK):  # a full disk could not make them when a sweep is needed most
+            disk.close(disk.create(disk.root, name, exist_ok=True))
         disk.sync(disk.root)
         # Last: with FORMAT there, everything else is.
         write_small(disk, disk.root, FORMAT, format_record())
