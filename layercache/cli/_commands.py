@@ -175,14 +175,15 @@ def _verify(args: argparse.Namespace, out: Output, cancel: threading.Event) -> i
     digest = _digest(args.digest) if args.digest is not None else None
     findings = []
     with _namespace(args) as namespace:
-        for finding in namespace.verify(digest):
-            findings.append(finding.to_json())
+        for finding in namespace.verify(digest, repair=args.repair, plain_http=args.plain_http or None):
+            findings.append(finding)
             out.lines(table([(finding.kind, finding.digest, finding.detail)]))
-    out.document({"findings": findings})
-    if findings:
-        note(f"{len(findings)} findings; damaged blobs are moved aside, pull again to replace them")
+    out.document({"findings": [finding.to_json() for finding in findings]})
+    left = sum(not finding.repaired for finding in findings)
+    if left:
+        note(f"{left} of {len(findings)} findings are not repaired; pull again to replace what was moved aside")
     elif not args.quiet:
-        note("nothing found")
+        note(f"{len(findings)} findings, all repaired" if findings else "nothing found")
     return INTEGRITY if findings else DONE
 
 
@@ -216,12 +217,10 @@ def _rm(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
 def _purge(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     with _namespace(args) as namespace:
         receipt = namespace.purge(wait=args.wait)
-    if not receipt.generation:  # nothing there and nothing removed are not the same as removed
-        raise NotFoundError(
-            "nothing, or nothing left, to purge under this name", hint="ls shows the namespaces of this root"
-        )
     out.document(receipt.to_json())
     out.lines(pairs(receipt.to_json()))
+    if not receipt.generation:
+        note("there was nothing, or nothing left, to purge under this name")
     if receipt.level == "fenced":
         note(
             "fenced, but its bytes are not all gone: once its users end, the next command on this root removes the rest"

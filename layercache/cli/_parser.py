@@ -138,6 +138,10 @@ def build_parser() -> argparse.ArgumentParser:
     verb = _add(commands, "verify", "[DIGEST] -n NS [options]", "hash everything again, one line a finding", _VERIFY)
     verb.add_argument("digest", metavar="DIGEST", nargs="?", help="only this blob")
     _add_namespace(verb)
+    verb.add_argument(
+        "--repair", action="store_true", help="fetch the damaged chunks again from where the blob came from"
+    )
+    verb.add_argument("--plain-http", action="store_true", help="with --repair: talk HTTP without TLS")
 
     verb = _add(commands, "rm", "DIGEST... -n NS [options]", "drop blobs or images", _RM)
     verb.add_argument("targets", metavar="DIGEST", nargs="+", help="a blob's digest, or an image's reference")
@@ -172,7 +176,8 @@ the same name in DIR is replaced, others stay. A Docker schema 2 manifest stays 
 another digest, which is what the layout names: tools look for nothing else there.
 """
 _VERIFY = """
-Exit 4 if anything was found. A damaged blob is moved aside, so that the next pull fetches it again.
+Exit 4 if anything was found, also if it was repaired. A damaged blob is moved aside, so that the next pull fetches it
+again.
 """
 _RM = """
 A reference drops the image: its name, and the blobs no other image of the namespace needs. Exit 3 if something was
@@ -180,7 +185,7 @@ not there (the rest is dropped), 5 if something is in use while other things wer
 """
 _PURGE = """
 From the first moment on nobody can open any of it. Exit 5 where somebody still has files of it open at the end of the
-wait: the next command on this root removes what they leave. Exit 3 if there is nothing, or nothing left, to purge.
+wait: the next command on this root removes what they leave. Nothing, or nothing left, to purge is no error.
 """
 
 
