@@ -510,6 +510,7 @@ def test_any_text_is_a_namespace(store, root, name):
         "root.key",
         "root.lock",
         "janitor.lock",
+        "scrub.lock",
     }
 
 
