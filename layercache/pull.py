@@ -77,7 +77,12 @@ class Pull:
             root, stale = self._resolve(fresh=fresh)
             descriptor, manifest = descend(root, platform, self._document)
             config = self._config(manifest)
-            if config is not None and explicit and descriptor.platform is None and not platform.matches(config.platform):
+            if (
+                config is not None
+                and explicit
+                and descriptor.platform is None
+                and not platform.matches(config.platform)
+            ):
                 raise NotFoundError(f"the image is for {config.platform}, not for {platform}")
             layers = self._layers(manifest, config, jobs)
             self._remember(root, descriptor, platform)
