@@ -1,6 +1,7 @@
 """Size, digest and chunk sums of a stream."""
 
 import hashlib
+import itertools
 import random
 
 import pytest
@@ -65,7 +66,7 @@ def test_verifier_accepts_the_content_in_any_pieces(data, cuts):
     """A stream with the right size and digest passes, however it is cut."""
     verifier = Verifier(Digest.of(data), len(data))
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         verifier.feed(data[start:end])
 
     verifier.finish()
