@@ -126,20 +126,24 @@ class Watch:
             self.broken = f"nothing arrived for {self.patience.stall:g} seconds"
 
     def took(self, count: int) -> None:
-        """``count`` bytes arrived."""
+        """``count`` bytes arrived. Called for each record of TLS, so it does little, and the rest once a slice."""
         now = time.monotonic()
         self._since = now
-        self._left -= count
         self._taken += count
-        if now - self._checked >= SLICE:
-            self._checked = now
-            self.check()
+        self._left -= count
         if self._left < 0:
             self.broken = "far more arrived than was asked for"
-        elif self._until is not None and now >= self._until:
-            self.broken = "no answer in time"
+        elif now - self._checked >= SLICE:
+            self._checked = now
+            self.check()
+            self._judge(now)
+
+    def _judge(self, now: float) -> None:
+        if self._until is not None:
+            if now >= self._until:
+                self.broken = "no answer in time"
         elif now - self._start >= self.patience.window:
-            if self._until is None and self._taken < self.patience.floor * (now - self._start):
+            if self._taken < self.patience.floor * (now - self._start):
                 self.broken = f"less than {self.patience.floor:g} bytes a second arrived"
             self._start, self._taken = now, 0
 
@@ -150,16 +154,14 @@ def watching() -> Watch | None:
     return found
 
 
-def _receive(sock: Any, receive: Callable[..., int], buffer: Any, count: int | None, flags: int) -> int:
+def _receive(sock: Any, receive: Callable[..., Any], *how: Any) -> Any:
     watch = watching()
     if watch is None:
-        return receive(sock, buffer, count or 0, flags)
+        return receive(sock, *how)
     watch.sock = sock
-    if watch.broken:
-        return 0
-    while True:
+    while not watch.broken:
         try:
-            got = receive(sock, buffer, count or 0, flags)
+            got = receive(sock, *how)
         except TimeoutError:
             watch.idle()
         except OSError as error:
@@ -167,8 +169,7 @@ def _receive(sock: Any, receive: Callable[..., int], buffer: Any, count: int | N
         else:
             watch.took(got)
             return got
-        if watch.broken:
-            return 0
+    return 0
 
 
 class PlainSocket(socket.socket):
@@ -178,7 +179,8 @@ class PlainSocket(socket.socket):
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """Receive as :meth:`socket.socket.recv_into`, under the watch of this thread."""
-        return _receive(self, socket.socket.recv_into, buffer, nbytes, flags)
+        got: int = _receive(self, socket.socket.recv_into, buffer, nbytes, flags)
+        return got
 
 
 class TlsSocket(ssl.SSLSocket):
@@ -186,9 +188,10 @@ class TlsSocket(ssl.SSLSocket):
 
     zone: Zone | None = None
 
-    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:  # noqa: ARG002 -- TLS has none
         """Receive as :meth:`ssl.SSLSocket.recv_into`, under the watch of this thread."""
-        return _receive(self, ssl.SSLSocket.recv_into, buffer, nbytes, flags)
+        got: int = _receive(self, ssl.SSLSocket.read, nbytes or len(buffer), buffer)
+        return got
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 -- the parent's signature
         """Shake hands in time, in slices."""
