@@ -241,7 +241,7 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
         named = disk.stat(generation.incoming, partial.data)
         if named is None or named.inode != disk.fstat(file).inode or generation.has(descriptor.digest):
             if named is not None and named.inode == disk.fstat(file).inode:
-                if disk.stat(generation.incoming, partial.sums) is not None:
+                with suppress(FileNotFoundError):  # whoever published it just now removes its sums, too
                     disk.remove(generation.incoming, partial.sums)
                 disk.remove(generation.incoming, partial.data)
             return None
