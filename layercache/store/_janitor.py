@@ -78,6 +78,8 @@ class _Janitor:
     def run(self) -> None:
         alone = self._leftovers.alone
         self._slots.resume()
+        with alone(RECEIPTS):
+            self._slots.end_receipts()
         with alone("."):
             self._root()
         for name in _KNOWN:

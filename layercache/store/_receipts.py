@@ -62,7 +62,10 @@ class Chain:
         self._disk.sync(self._at)
 
     def append(self, receipt: Receipt) -> Receipt:
-        """Add a record and return it as stored, with the hash of the one before it."""
+        """Add a record and return it as stored, with the hash of the one before it.
+
+        The end of a generation is recorded once: a second time, the first record is returned.
+        """
         lock = self._disk.create(self._at, _LOCK, exist_ok=True)
         try:
             waited = 0.0
@@ -76,6 +79,10 @@ class Chain:
             lines = raw.splitlines()
             if not lines and number > 1:
                 lines = self._read(number - 1)[0].splitlines()
+            if (known := _end_of(receipt, lines)) is not None:
+                # A purge that died after its receipt comes here again. It may have died before the fsync.
+                self._settle(number)
+                return known
             previous = hashlib.sha256(lines[-1]).hexdigest() if lines else ""
             stored = Receipt(**{**asdict(receipt), "pending": receipt.pending, "previous": previous})
             line = json.dumps(stored.to_json(), separators=(",", ":"), sort_keys=True).encode() + b"\n"
@@ -106,15 +113,18 @@ class Chain:
         previous = ""
         for number in sorted(self._numbers()):
             for line in self._read(number)[0].splitlines():
-                try:
-                    fields = json.loads(line)
-                    receipt = Receipt(**{**fields, "pending": tuple(fields["pending"])})
-                except (ValueError, TypeError, KeyError, RecursionError) as error:
-                    raise StoreError("a receipt is damaged") from error
+                receipt = _parse(line)
                 if receipt.previous != previous:
                     raise StoreError("the chain of receipts is broken", hint="a receipt was changed or removed")
                 previous = hashlib.sha256(line).hexdigest()
                 yield receipt
+
+    def _settle(self, number: int) -> None:
+        file = self._disk.create(self._at, _segment(number), exist_ok=True)
+        try:
+            self._disk.sync(file)
+        finally:
+            self._disk.close(file)
 
     def _numbers(self) -> list[int]:
         return [
@@ -155,3 +165,22 @@ class Chain:
 
 def _segment(number: int) -> str:
     return f"segment.{number:06d}"
+
+
+def _parse(line: bytes) -> Receipt:
+    try:
+        fields = json.loads(line)
+        return Receipt(**{**fields, "pending": tuple(fields["pending"])})
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise StoreError("a receipt is damaged") from error
+
+
+def _end_of(receipt: Receipt, lines: list[bytes]) -> Receipt | None:
+    """Return the record among ``lines`` that says already that nothing of the receipt's generation is left."""
+    if receipt.level == "unlinked":
+        for line in reversed(lines):
+            if receipt.slot.encode() in line:
+                known = _parse(line)
+                if (known.slot, known.generation, known.level) == (receipt.slot, receipt.generation, receipt.level):
+                    return known
+    return None

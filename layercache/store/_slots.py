@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from layercache.errors import StoreError
 from layercache.store._disk import Dir, Disk
@@ -161,6 +162,22 @@ class Slots:
                 discard(self._disk, self._trash, name)
                 self._disk.sync(self._trash)
         return receipts
+
+    def end_receipts(self) -> None:
+        """Append what a process had no time to say that died between the last unlink of a generation and its receipt."""
+        open_ends: dict[tuple[Slot, int], Receipt] = {}
+        for receipt in self._chain.read():
+            key = (receipt.slot, receipt.generation)
+            if receipt.level == "unlinked":
+                open_ends.pop(key, None)
+            else:
+                open_ends[key] = receipt
+        for (slot, generation), receipt in open_ends.items():
+            with self._failing_alone(), self.locked(slot, create=True, patience=0.0):
+                if self._disk.stat(self._trash, generation_name(slot, generation)) is None:
+                    self._disk.sync(self._trash)
+                    now = self._disk.now()
+                    self._chain.append(replace(receipt, level="unlinked", pending=(), finished=now, previous=""))
 
     def discard(self, folder: str) -> None:
         """Remove the directory of a generation that does not live, of a slot whose lock is held. Without a receipt."""
