@@ -1,0 +1,24 @@
+"""Faults and kills at every system call."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.crash import faults, sweeps
+
+WHY_NOT = faults.unavailable()
+pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT), pytest.mark.timeout(7200 if sweeps.SOAK else 300)]
+
+_LANES = 2
+
+
+def test_every_call_may_fail_or_be_the_last(capsys):
+    """No fault makes a wrong byte, a visible partial or an error without a type; the next process finds order."""
+    everything = ["--all"] if sweeps.SOAK else []
+    lanes = [
+        sweeps.start(
+            "tests.crash.faults", "--shard", sweeps.shard(sweeps.FAULT_DAYS, part=lane, parts=_LANES), *everything
+        )
+        for lane in range(_LANES)
+    ]
+    sweeps.finish(lanes, capsys)

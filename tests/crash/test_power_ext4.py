@@ -1,0 +1,32 @@
+"""Power cuts and full disks on a real ext4."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.crash import loopfs, sweeps
+
+WHY_NOT = loopfs.unavailable("ext4")
+pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT), pytest.mark.timeout(3600 if sweeps.SOAK else 300)]
+
+
+def test_no_power_cut_loses_or_damages_anything(capsys):
+    """What was published stays bit for bit, what was not is nowhere, one recovery leaves nothing unaccounted for."""
+    sweeps.finish([sweeps.start("tests.crash.power", "ext4", *sweeps.power_share())], capsys)
+
+
+@pytest.mark.parametrize("dropped", ["files", "directories"])
+def test_a_forgotten_flush_is_found(dropped):
+    """Without the flushes of files, or those of directories, the same cuts show a loss: the sweep can fail."""
+    sweep = sweeps.start(
+        "tests.crash.power", "ext4", "--only=remove-put", "--nested=0", "--shard=0/2", "--without", dropped
+    )
+    out, err = sweep.communicate()
+
+    assert sweep.returncode == 1, f"{out}\n{err}"
+    assert "wrong bytes" in out or "is gone" in out or "damage" in out
+
+
+def test_a_full_disk_still_lets_go(capsys):
+    """With the last byte taken puts are refused whole, reads go on, and removal, recovery and purge work."""
+    sweeps.finish([sweeps.start("tests.crash.fulldisk", "ext4", "--cycles", sweeps.cycles())], capsys)
