@@ -154,6 +154,14 @@ def test_a_pinned_reference_keeps_its_digest_whatever_the_header_says() -> None:
         Script(Reply(200, wrong)).run(resolve(SITE, pinned))
 
 
+def test_the_length_of_a_head_is_a_claim_that_the_document_corrects() -> None:
+    """Proxies that compress on the way make it differ (oras-go #1176); size and digest of the body count."""
+    claimed = Script(Reply(200, {**FULL, "Content-Length": "500"})).run(resolve(SITE, REFERENCE))
+    proven = Script(found()).run(document(SITE, REPOSITORY, claimed.digest)).descriptor
+
+    assert (claimed.size, proven.size) == (500, len(MANIFEST))
+
+
 # --- documents ---
 
 

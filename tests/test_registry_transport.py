@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -239,14 +241,28 @@ def test_the_zone_of_a_reply_is_that_of_its_address(transport: Transport, lines:
         reply.release()
 
 
+def test_a_registry_may_have_an_ipv6_address(transport: Transport, lines: Callable[..., Line]) -> None:
+    """Written in brackets."""
+    try:
+        line = lines(address="::1")
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+
+    assert get(transport, f"http://[::1]:{line.port}/", reach=Zone.LOOPBACK) == b"hello"
+    with pytest.raises(PolicyError):
+        get(transport, f"http://[::1]:{line.port}/", reach=Zone.PRIVATE)
+
+
 def test_a_dead_address_does_not_hide_a_living_one(
     transport: Transport, lines: Callable[..., Line], names: dict[str, list[str]]
 ) -> None:
-    """The next one is tried."""
+    """One that takes no connection leaves time for the next; one that refuses costs none."""
     line = lines()
-    names["several.example"] = ["127.0.0.2", "127.0.0.1"]
+    full, _ = full_queue("127.0.0.2", line.port)
+    names["several.example"] = ["127.0.0.3", "127.0.0.2", "127.0.0.1"]
 
-    assert get(transport, f"http://several.example:{line.port}/") == b"hello"
+    with full:
+        assert get(transport, f"http://several.example:{line.port}/") == b"hello"
 
 
 def test_an_unknown_name_is_not_asked_for_again(transport: Transport, names: dict[str, list[str]]) -> None:
@@ -260,18 +276,18 @@ def test_an_unknown_name_is_not_asked_for_again(transport: Transport, names: dic
 # --- waits ---
 
 
-def full_queue() -> tuple[ExitStack, int]:
+def full_queue(address: str = "127.0.0.1", port: int = 0) -> tuple[ExitStack, int]:
     """A listener that takes no more connections: further ones wait for ever."""
     stack = ExitStack()
     listener = stack.enter_context(socket.socket())
-    listener.bind(("127.0.0.1", 0))
+    listener.bind((address, port))
     listener.listen(0)
-    port: int = listener.getsockname()[1]
+    port = listener.getsockname()[1]
     for _ in range(3):
         filler = stack.enter_context(socket.socket())
         filler.setblocking(False)
         with suppress(BlockingIOError):
-            filler.connect(("127.0.0.1", port))
+            filler.connect((address, port))
     return stack, port
 
 
@@ -339,6 +355,36 @@ def test_every_wait_ends(lines: Callable[..., Line], monkeypatch: pytest.MonkeyP
 
     assert isinstance(caught.value, expected)
     assert 0.25 < took < 1.0  # 0.3 or 0.4, a slice, and some for a busy machine
+
+
+@pytest.mark.parametrize("how", ["stall", "reset", "end"])
+def test_a_body_without_a_length_ends_by_an_end_only(
+    lines: Callable[..., Line], transport: Transport, how: str
+) -> None:
+    """Silence and a reset are breaks, though all there is to tell them apart is how the connection ended."""
+    gate = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        if how == "stall":
+            gate.wait(10)
+        elif how == "reset":
+            time.sleep(0.1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+        else:
+            connection.shutdown(socket.SHUT_RDWR)
+
+    reply = transport.send(Send("GET", Url.parse(f"http://127.0.0.1:{lines(script).port}/"), {}), Control())
+    assert reply.read(100) == b"hello"
+    if how == "end":
+        assert reply.read(100) == b""
+    else:
+        with pytest.raises(LostError, match="nothing arrived" if how == "stall" else "reset"):
+            reply.read(100)
+    gate.set()
+    reply.release()
 
 
 def test_a_silent_name_server_leaves_no_thread_waiting_for_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +520,7 @@ def test_a_short_rest_is_read_to_keep_the_connection_and_a_long_one_is_not(
     lines: Callable[..., Line], transport: Transport
 ) -> None:
     """Four kibibytes are cheaper to read than a connection is to make."""
-    bodies = {"short": 4096, "long": 4097 * 100, "empty": 0}
+    bodies = {"short": 4096, "long": 5000, "empty": 0}
 
     def script(connection: socket.socket) -> None:
         while request := read_request(connection):
@@ -537,6 +583,31 @@ def test_neither_netrc_nor_proxy_variables_change_a_request(
     assert get(transport, f"http://127.0.0.1:{lines(script).port}/a%2Fb?q=%2f") == b"hello"
     assert b"authorization" not in seen[0].lower()
     assert seen[0].startswith(b"GET /a%2Fb?q=%2F HTTP/1.1\r\n")
+
+
+def test_a_forked_child_leaves_the_bytes_of_its_parent(lines: Callable[..., Line], transport: Transport) -> None:
+    """It does not read the rest of a reply that is not its own, however short."""
+    gate = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+        gate.wait(10)
+        connection.sendall(b"world")
+
+    reply = transport.send(Send("GET", Url.parse(f"http://127.0.0.1:{lines(script).port}/"), {}), Control())
+    assert reply.read(5) == b"hello"
+    gate.set()
+    child = os.fork()
+    if child == 0:
+        try:
+            reply.release()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+    assert reply.read(5) == b"world"
+    reply.release()
 
 
 def test_endless_interim_replies_end(lines: Callable[..., Line], transport: Transport) -> None:

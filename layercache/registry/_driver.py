@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator
-from typing import Any, TypeVar
+from collections.abc import Generator
+from typing import TypeVar
 
 from layercache.control import Control
 from layercache.errors import RegistryError
@@ -81,36 +81,26 @@ class Driver:
     def stream(self, flow: Flow[T]) -> Generator[bytes, None, T]:
         """The bytes a flow delivers, as it delivers them, and its result. Closing it gives the connection back."""
         turn = _Turn(self._session, self._control, self._ledger, self._stage)
-        step: Callable[[], Effect] = lambda: next(flow)  # noqa: E731
+        answer: object = None
+        lost: LostError | None = None
         try:
             while True:
                 try:
-                    effect = step()
+                    effect = flow.send(answer) if lost is None else flow.throw(lost)
                 except StopIteration as end:
                     result: T = end.value
                     return result
-                self._control.checkpoint()
+                answer = lost = None
                 if isinstance(effect, Deliver):
                     yield effect.data
-                    step = _sending(flow, None)
                     continue
                 try:
                     answer = turn.perform(effect)
-                except LostError as lost:
-                    step = _throwing(flow, lost)
-                else:
-                    step = _sending(flow, answer)
+                except LostError as error:
+                    lost = error
         finally:
             flow.close()
             turn.release()
-
-
-def _sending(flow: Flow[Any], answer: object) -> Callable[[], Effect]:
-    return lambda: flow.send(answer)
-
-
-def _throwing(flow: Flow[Any], error: LostError) -> Callable[[], Effect]:
-    return lambda: flow.throw(error)
 
 
 class _Turn:
