@@ -164,7 +164,7 @@ class Slots:
         return receipts
 
     def end_receipts(self) -> None:
-        """Append what a process had no time to say that died between the last unlink of a generation and its receipt."""
+        """Append what a process could not say that died between the last unlink of a generation and its receipt."""
         open_ends: dict[tuple[Slot, int], Receipt] = {}
         for receipt in self._chain.read():
             key = (receipt.slot, receipt.generation)
