@@ -71,9 +71,13 @@ def fill(
     while True:
         control.checkpoint()
         try:
-            return generation.open(descriptor.digest), False
+            blob = generation.open(descriptor.digest)
         except NotFoundError:
             pass
+        else:
+            if seen >= 0:
+                _settle(generation, blob)
+            return blob, False
         ingest = generation.begin(descriptor)
         if ingest is not None:
             resumed = ingest.offset > 0
@@ -95,6 +99,15 @@ def fill(
             raise InUseError(
                 f"whoever fetches {descriptor.digest} makes no progress", hint="look for a stopped process"
             )
+
+
+def _settle(generation: Generation, blob: Blob) -> None:
+    """Make sure of what was waited for: whoever published it may have died before it was durable."""
+    try:
+        generation.settle(blob.digest)
+    except BaseException:
+        blob.close()
+        raise
 
 
 def _transfer(

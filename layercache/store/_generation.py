@@ -198,6 +198,16 @@ class Generation:
             status = self.disk.stat(self.incoming, Partial(descriptor.digest, descriptor.size, self.disk.boot).data)
         return 0 if status is None else status.size
 
+    def settle(self, digest: Digest) -> None:
+        """Make a blob that another writer published as durable as one's own: he may have died before his last fsync."""
+        with self.guarding(f"make {digest} durable"):
+            for at in (self._meta, self._blobs):
+                with self._shard(at, digest) as folder:
+                    if folder is not None:
+                        self.disk.sync(folder)
+                self.disk.sync(at)
+        self.check()
+
     def mark_verified(self, digest: Digest) -> None:
         """Record that the content was compared with its digest just now."""
         with self.guarding(f"mark {digest}"), self._shard(self._meta, digest) as metas:
@@ -317,14 +327,6 @@ class Generation:
         """Tell whether the record of that name is whole and of that name."""
         ref = self._read_ref(name)
         return ref is not None and ref_name(ref.reference) == name
-
-    def settle(self, digest: Digest) -> None:
-        """Make the names of a blob durable, whoever gave them."""
-        for at in (self._meta, self._blobs):
-            with self._shard(at, digest) as folder:
-                if folder is not None:
-                    self.disk.sync(folder)
-            self.disk.sync(at)
 
     def shard_for_write(self, digest: Digest) -> tuple[Dir, Dir]:
         """Return the two directories a blob and its record go to, made where they are not there yet."""
@@ -457,11 +459,12 @@ class Generation:
             if size > _RECORD_MOST:
                 return None
             raw = bytearray(size)
-            return bytes(raw[: disk.read(file, raw, 0)])
-        except OSError as error:
-            if error.errno == errno.EIO:
-                return None  # unreadable is as good as damaged
-            raise
+            try:
+                return bytes(raw[: disk.read(file, raw, 0)])
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    return None  # unreadable is as good as damaged
+                raise
         finally:
             disk.close(file)
 

@@ -104,13 +104,7 @@ class Ingest:
                 with generation.temporary(meta.pack()) as temporary, generation.digest_lock(digest):
                     generation.check_slot()
                     if (blob := generation.open_locked(digest)) is not None:
-                        # Somebody else was first. He may have died before his last fsync, and we are about to promise.
-                        try:
-                            generation.settle(digest)
-                        except BaseException:
-                            blob.close()
-                            raise
-                        return blob
+                        return blob  # somebody else was first
                     blobs, metas = generation.shard_for_write(digest)
                     placed = False
                     try:
