@@ -403,6 +403,11 @@ class Promises:
         for event in events:
             self._hear(event)
 
+    def unreadable(self) -> None:
+        """Take note that the disk said it cannot read something: that is moved aside, and fetched again."""
+        self.blobs.update({key: "maybe" for key, state in self.blobs.items() if state == "present"})
+        self.quarantined = True
+
     def _hear(self, event: Event) -> None:
         end = event["is"]
         if end == "failed":

@@ -21,6 +21,7 @@ from pathlib import Path
 from layercache.errors import InUseError, LayerCacheError, StoreClosedError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest
 from layercache.store import Blob, Generation, Ingest, NamespaceName, Store
+from tests.crash.loopfs import enter_private_mounts
 
 __all__ = ["HELD", "main"]
 
@@ -229,7 +230,9 @@ def main(arguments: list[str] | None = None) -> int:
     rng = random.Random(options.seed)
     findings: list[str] = []
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="layercache-forks.") as home:
+    # For root, files that end with this process however it ends.
+    place = enter_private_mounts() if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="layercache-forks.", dir=place) as home:
         root = Path(home) / "root"
         store = Store(root)
         for number in range(options.rounds):
