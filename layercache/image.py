@@ -108,7 +108,7 @@ class Layer:
             head = next(chunks, b"")
             compression = codec.sniff(bytes(head[:16]))
             chunks = _chain(head, chunks)
-        yield from stream.uncompressed(chunks, compression, self.diff_id)
+        yield from stream.uncompressed(chunks, compression, self.diff_id, digest=self.digest)
 
 
 def _chain(head: Buffer, rest: Iterator[Buffer]) -> Iterator[Buffer]:

@@ -46,6 +46,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the sweeps covered: how many faults, cuts, rounds and seeds, and of which share."""
+    reports = (report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind))
+    lines = [str(value) for report in reports for name, value in report.user_properties if name == "coverage"]
+    if lines:
+        terminalreporter.section("what the sweeps covered")
+        for line in sorted(lines):
+            terminalreporter.line(line)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves a thread or a child process."""

@@ -6,10 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import pytest
 
 __all__ = ["FAULT_DAYS", "POWER_DAYS", "SOAK", "cycles", "finish", "power_share", "seed", "shard", "start"]
 
@@ -54,14 +52,13 @@ def start(module: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(sweeps: Sequence[subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]) -> None:
-    """Wait for sweeps, show what they covered, and fail with what they found."""
+def finish(sweeps: Sequence[subprocess.Popen[str]], record_property: Callable[[str, object], None]) -> None:
+    """Wait for sweeps, record what they covered for the end of the run, and fail with what they found."""
     failed = []
     try:
         for sweep in sweeps:
             out, err = sweep.communicate()
-            with capsys.disabled():
-                print(f"\n  {out.strip().splitlines()[-1] if out.strip() else err.strip()[-2000:]}")
+            record_property("coverage", out.strip().splitlines()[-1] if out.strip() else err.strip()[-2000:])
             if sweep.returncode != 0:
                 failed.append(f"{out}\n{err[-4000:]}")
     finally:

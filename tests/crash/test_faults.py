@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT), pytest.mark.tim
 _LANES = 2
 
 
-def test_every_call_may_fail_or_be_the_last(capsys):
+def test_every_call_may_fail_or_be_the_last(record_property):
     """No fault makes a wrong byte, a visible partial or an error without a type; the next process finds order."""
     everything = ["--all"] if sweeps.SOAK else []
     lanes = [
@@ -21,4 +21,4 @@ def test_every_call_may_fail_or_be_the_last(capsys):
         )
         for lane in range(_LANES)
     ]
-    sweeps.finish(lanes, capsys)
+    sweeps.finish(lanes, record_property)

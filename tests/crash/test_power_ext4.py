@@ -10,9 +10,9 @@ WHY_NOT = loopfs.unavailable("ext4")
 pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT), pytest.mark.timeout(3600 if sweeps.SOAK else 300)]
 
 
-def test_no_power_cut_loses_or_damages_anything(capsys):
+def test_no_power_cut_loses_or_damages_anything(record_property):
     """What was published stays bit for bit, what was not is nowhere, one recovery leaves nothing unaccounted for."""
-    sweeps.finish([sweeps.start("tests.crash.power", "ext4", *sweeps.power_share())], capsys)
+    sweeps.finish([sweeps.start("tests.crash.power", "ext4", *sweeps.power_share())], record_property)
 
 
 @pytest.mark.parametrize("dropped", ["files", "directories"])
@@ -27,6 +27,6 @@ def test_a_forgotten_flush_is_found(dropped):
     assert "wrong bytes" in out or "is gone" in out or "damage" in out
 
 
-def test_a_full_disk_still_lets_go(capsys):
+def test_a_full_disk_still_lets_go(record_property):
     """With the last byte taken puts are refused whole, reads go on, and removal, recovery and purge work."""
-    sweeps.finish([sweeps.start("tests.crash.fulldisk", "ext4", "--cycles", sweeps.cycles())], capsys)
+    sweeps.finish([sweeps.start("tests.crash.fulldisk", "ext4", "--cycles", sweeps.cycles())], record_property)

@@ -10,11 +10,11 @@ WHY_NOT = loopfs.unavailable("xfs")
 pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT), pytest.mark.timeout(3600 if sweeps.SOAK else 300)]
 
 
-def test_no_power_cut_loses_or_damages_anything(capsys):
+def test_no_power_cut_loses_or_damages_anything(record_property):
     """What was published stays bit for bit, what was not is nowhere, one recovery leaves nothing unaccounted for."""
-    sweeps.finish([sweeps.start("tests.crash.power", "xfs", *sweeps.power_share())], capsys)
+    sweeps.finish([sweeps.start("tests.crash.power", "xfs", *sweeps.power_share())], record_property)
 
 
-def test_a_full_disk_still_lets_go(capsys):
+def test_a_full_disk_still_lets_go(record_property):
     """With the last byte taken puts are refused whole, reads go on, and removal, recovery and purge work."""
-    sweeps.finish([sweeps.start("tests.crash.fulldisk", "xfs", "--cycles", sweeps.cycles())], capsys)
+    sweeps.finish([sweeps.start("tests.crash.fulldisk", "xfs", "--cycles", sweeps.cycles())], record_property)
