@@ -10,6 +10,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 JOBS ?= 2
 FUZZ_SECONDS ?= 60
+SEEDS ?= 1000000
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup
@@ -29,7 +30,7 @@ PROGRAMS := \
 	zstd:zstd
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3
 
-.PHONY: help setup packages check format test demo bench fuzz
+.PHONY: help setup packages check format test soak demo bench fuzz
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +41,10 @@ setup: $(STAMP) ## make .venv with the library and its development tools
 test: setup packages check ## set up, check, then run the whole suite
 	@$(PY) fuzz/run.py --seconds 5
 	$(PY) -m pytest -n $(JOBS) --dist loadfile
+
+soak: setup packages ## every fault, cut, round and mutant, and SEEDS (1000000) simulated runs: hours
+	@LAYERCACHE_SOAK=1 LAYERCACHE_SEEDS=$(SEEDS) $(PY) -m pytest -n $(JOBS) --dist loadfile --timeout=14400 \
+		tests/simulation tests/mutants tests/crash tests/multiprocess
 
 check: setup ## format, lint, types, import layers, who may touch what
 	@failed=0
