@@ -76,6 +76,9 @@ class Generation:
             for at, name in ((slots, slot), (data, generation_name(slot, generation))):
                 opened.append(disk.dir(at, name))
             opened.extend(disk.dir(opened[1], name) for name in (IN, BLOBS, META, REFS, LOCKS, QUARANTINE))
+            if writable:
+                # Whoever made the namespace may have died before this: nothing may be built on a name that can be lost.
+                disk.sync(opened[0])
             fence = disk.create(opened[1], FENCE, exist_ok=True) if writable else disk.open(opened[1], FENCE)
             try:
                 if disk.fstat(fence).size < FENCE_SIZE:

@@ -176,8 +176,21 @@ class Sweep:
             with self._leftovers.alone(place), self._generation.digest_lock(digest):
                 self._generation.check_slot()
                 if not self._generation.has(digest):
-                    self._generation.forget(digest)
-                    self._leftovers.note("record", place)
+                    self._record(folder, name, place)
+
+    def _record(self, folder: str, name: str, place: str) -> None:
+        disk = self._disk
+        at = disk.dir(self._parts[META], folder)
+        try:
+            status = disk.stat(at, name)
+            if status is not None and status.kind == "file":
+                disk.remove(at, name)
+                disk.sync(at)
+                self._leftovers.note("record", place, status)
+            else:
+                self._leftovers.move_aside("unknown", at, name, place, to=self._parts[QUARANTINE])
+        finally:
+            disk.close(at)
 
     def _sharded(self, part: str) -> list[tuple[str, str]]:
         """Return the entries of the shards that can be ours; move the others aside."""
