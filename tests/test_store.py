@@ -29,6 +29,7 @@ from layercache.errors import (
 from layercache.integrity import CHUNK, FIRST
 from layercache.oci import OCTET_STREAM, Descriptor, Digest, Platform, Reference
 from layercache.store import Blob, Generation, NamespaceName, Ref, Store
+from layercache.store import _generation as generation_room
 from layercache.store._disk import PosixDisk
 
 NAME = NamespaceName("acme/endpoint-7")
@@ -825,3 +826,43 @@ def test_many_threads_open_one_namespace_at_once(root):
     for thread in threads:
         thread.join()
     assert found == [1] * 8
+
+
+def test_a_torn_receipt_does_not_follow_the_next(root, store, generation):
+    """What a power cut left of a longer record is gone once another one is in its place."""
+    put(generation, b"data")
+    store.purge(NAME)
+    segment = next(root.glob("receipts/segment.*"))
+    raw = segment.read_bytes()
+    end = raw.index(b"\0")
+    torn = b'{"torn": "' + b"x" * 3000
+    segment.write_bytes(raw[:end] + torn + raw[end + len(torn) :])
+
+    again = living(store)
+    put(again, b"data")
+    again.close()
+    store.purge(NAME)
+
+    assert [receipt.generation for receipt in store.receipts()] == [1, 2]
+    assert b"xxx" not in segment.read_bytes()
+
+
+def test_a_sweep_leaves_the_record_of_a_blob_that_is_being_published(root, store, generation, monkeypatch):
+    """A record without its blob is judged under the digest's lock: its blob may be a moment behind it."""
+    monkeypatch.setattr(generation_room, "_LOCK_PATIENCE", 0.05)
+    sweeper = Store(root)
+    rename, swept = PosixDisk.rename, []
+
+    def interrupted(self, at, name, to, new, *, replace):
+        if name.endswith(".part"):  # the record is in its place, the blob is not
+            swept.append(sweeper.recover())
+        rename(self, at, name, to, new, replace=replace)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PosixDisk, "rename", interrupted)
+        descriptor = put(generation, content(1000))
+    sweeper.close()
+
+    assert len(swept) == 1
+    with generation.open(descriptor.digest) as blob:
+        assert read(blob) == content(1000)

@@ -1,0 +1,543 @@
+"""A disk that forgets: the store's seam to the filesystem in memory, with power cuts, faults, a size and processes.
+
+:class:`SimulatedDisk` is one filesystem of one machine. Each virtual process works through its own :class:`Process`,
+which is a ``Disk``: it owns handles and locks, and loses them when it dies. :meth:`SimulatedDisk.crash` keeps any legal
+part of what was not flushed. Nothing here depends on the clock, on chance or on the order of a hash: the same calls and
+the same ``random.Random`` give the same state.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from layercache.store._disk import Buffer, Dir, File, Handle, Kind, Stat, Word
+from layercache.testing._inodes import PAGE, Node, Tree
+
+__all__ = ["Fault", "KilledError", "Process", "SimulatedDisk"]
+
+
+class KilledError(BaseException):
+    """The virtual process is no more. No verb does anything any more, so unwinding changes nothing."""
+
+
+_NEVER_FAIL = frozenset(("close", "pause", "word", "start_flush", "holders"))
+
+
+@dataclass(slots=True)
+class Fault:
+    """One system call that fails: the ``nth`` call of ``verb`` from now on, in every process.
+
+    ``verb`` ``*`` is any that can fail. ``about`` limits it to calls about a name that contains it.
+    ``code`` is an ``errno``, or 0 for a read that gives half of what is there. What such a failure leaves is left: half
+    of a write, pages that a failed fsync calls clean. ``sticky`` fails all later calls too.
+    """
+
+    verb: str
+    nth: int
+    code: int
+    sticky: bool = False
+    about: str = ""
+    fired: int = 0
+
+    def hits(self, verb: str, about: str) -> bool:
+        """Count a call and tell whether it is the one that fails."""
+        matches = verb not in _NEVER_FAIL if self.verb == "*" else verb == self.verb
+        if not matches or self.nth <= 0 or self.about not in about:
+            return False
+        self.nth -= 1
+        if self.nth:
+            return False
+        self.nth = int(self.sticky)
+        self.fired += 1
+        return True
+
+
+class SimulatedDisk:
+    """One filesystem below one directory, empty at first. ``capacity`` is in bytes.
+
+    :ivar hook: called before every verb of every process with its name; may let others run, raise, or kill.
+    :ivar watch: called after an unlink, a rename or a set word, with what it was, the inode and its name.
+    """
+
+    def __init__(self, *, capacity: int | None = None) -> None:
+        self.capacity = capacity
+        self.tree = Tree()
+        self.clock = 1_700_000_000.0
+        self.tick = 0.0001
+        """Seconds that every verb takes."""
+        self.steps = 0
+        self.boots = 1
+        self.used = 0
+        self.rng = random.Random(0)
+        self.faults: list[Fault] = []
+        self.processes: list[Process] = []
+        self.hook: Callable[[Process, str], None] | None = None
+        self.watch: Callable[[Process, str, Node, str], None] | None = None
+        self._pids = 0
+
+    def process(self) -> Process:
+        """Start a virtual process: the ``Disk`` that its store works on."""
+        self._pids += 1
+        process = Process(self, self._pids)
+        self.processes.append(process)
+        return process
+
+    def crash(self, rng: random.Random) -> None:
+        """Cut the power and boot again: every process dies, and a legal part of what was not flushed is lost."""
+        for process in self.processes:
+            process.kill()
+        self.processes = []
+        self.tree.cut(rng)
+        self.boots += 1
+        self.faults = []
+        self.used = sum(node.blocks for node in self.tree.walk(self.tree.root))
+
+    def clone(self) -> SimulatedDisk:
+        """Return the same disk again, independent of this one, with nobody on it. What only a handle held is gone."""
+        twin = SimulatedDisk(capacity=self.capacity)
+        twin.tree = self.tree.clone()
+        twin.clock, twin.tick, twin.boots, twin._pids = self.clock, self.tick, self.boots, self._pids
+        twin.used = sum(node.blocks for node in twin.tree.walk(twin.tree.root))
+        return twin
+
+    def at(self, *path: str) -> Node | None:
+        """Return the inode of a path as the running system sees it, for whoever judges from outside."""
+        node = self.tree.root
+        for name in path:
+            found = node.entries.get(name)
+            if found is None:
+                return None
+            node = found
+        return node
+
+    def files(self, *path: str) -> Iterator[tuple[tuple[str, ...], Node]]:
+        """Yield every file below a path, by its path from there."""
+        node = self.at(*path)
+        for name, child in (node.entries if node else {}).items():
+            if child.kind == "dir":
+                yield from (((name, *rest), found) for rest, found in self.files(*path, name))
+            else:
+                yield (name,), child
+
+    def plant(self, *path: str, kind: Kind = "other") -> None:
+        """Put an entry where it does not belong, durably: ``file``, ``dir`` or ``other`` (a link, fifo or device)."""
+        at = self.at(*path[:-1])
+        assert at is not None, path
+        self._pids += 1
+        node = Node(self._pids << 24, kind, home=at.home)
+        node.spoiled = True
+        self.tree.change(at, (at, path[-1], node))
+        self.tree.flush(at)
+
+    def rot(self, node: Node, rng: random.Random) -> None:
+        """Damage a file where it lies: a bit, a sector, its end."""
+        node.spoiled = True
+        what = rng.randrange(3) if node.size else 2
+        if what < 2:
+            offset = rng.randrange(node.size)
+            index, within = divmod(offset, PAGE)
+            page = bytearray(node.pages.get(index, bytes(PAGE)))
+            if what == 0:
+                page[within] ^= 1 << rng.randrange(8)
+            else:
+                page[within : within + 64] = bytes(len(page[within : within + 64]))
+                page[within] ^= 0xFF
+            node.write(memoryview(page)[: min(PAGE, node.size - index * PAGE)], index * PAGE)
+        else:
+            node.truncate(rng.randrange(node.size) if node.size and rng.random() < 0.7 else node.size + 1)
+        node.flush()
+
+    def take(self, node: Node, size: int) -> bool:
+        """Give an inode the blocks for ``size`` bytes, if there are enough."""
+        more = -(-size // PAGE) - node.blocks
+        if more <= 0:
+            return True
+        if self.capacity is not None and (self.used + more) * PAGE > self.capacity:
+            return False
+        self.used += more
+        node.blocks += more
+        return True
+
+    def give_back(self, node: Node, size: int = 0) -> None:
+        """Take the blocks behind ``size`` bytes from an inode."""
+        less = node.blocks - -(-size // PAGE)
+        if less > 0:
+            self.used -= less
+            node.blocks -= less
+
+
+_H = TypeVar("_H", "_Dir", "_File")
+
+
+class _Word:
+    __slots__ = ("_node", "_process")
+
+    def __init__(self, process: Process, node: Node) -> None:
+        self._process = process
+        self._node = node
+
+    def get(self) -> int:
+        process = self._process
+        process.checked, process.by_name = process.disk.steps, False
+        page = self._node.pages.get(0)
+        return 0 if page is None else int.from_bytes(page[:8], "little")
+
+    def set(self, value: int) -> None:
+        self._process.begin("word")
+        self._node.write(memoryview(value.to_bytes(8, "little")), 0)
+        self._process.tell("word", self._node)
+
+
+class _Dir(Dir):
+    __slots__ = ("about", "node")
+    about: str
+
+    def __init__(self, fd: int, node: Node) -> None:
+        super().__init__(fd)
+        self.node = node
+
+
+class _File(File):
+    __slots__ = ("about", "node", "writable")
+    about: str
+
+    def __init__(self, fd: int, node: Node, *, writable: bool) -> None:
+        super().__init__(fd)
+        self.node = node
+        self.writable = writable
+
+
+class Process:
+    """One virtual process's view of a :class:`SimulatedDisk`: a ``Disk``.
+
+    :ivar checked: step of the last look at a generation's word, or at its state (``by_name``); ``read_at`` and
+        ``moved_at`` are of the last read of a file and the last rename: a judge needs to know in which order they came.
+        ``faulted`` counts the faults it met.
+    """
+
+    def __init__(self, disk: SimulatedDisk, pid: int) -> None:
+        self.disk = disk
+        self.pid = pid
+        self.dead = False
+        self.boot = f"{disk.boots:012x}"
+        self.opened: dict[int, _Dir | _File] = {}
+        self.checked = self.read_at = self.moved_at = self.faulted = 0
+        self.by_name = False
+        self.wake = 0.0
+        """When its pause ends."""
+        self.about = ""
+        """What the last verb was about."""
+        self._made = 0
+        self.root: Dir = self._track(_Dir(self._next(), disk.tree.root))
+
+    def kill(self) -> None:
+        """End the process as SIGKILL does: at once, and the kernel drops its locks and descriptors."""
+        self.dead = True
+        for handle in list(self.opened.values()):
+            self._release(handle)
+
+    def begin(self, verb: str, about: str = "") -> Fault | None:
+        """Account for a verb: others may run first, this process may die; return the fault that it must show."""
+        disk = self.disk
+        self.about = about
+        disk.steps += 1
+        disk.clock += disk.tick
+        if self.dead:
+            raise KilledError
+        if disk.hook is not None:
+            disk.hook(self, verb)
+            if self.dead:
+                raise KilledError
+        if disk.faults:
+            for fault in disk.faults:
+                if fault.hits(verb, about):
+                    self.faulted += 1
+                    return fault
+        return None
+
+    def reopen(self) -> None:
+        """Open the root directory again after a store has closed it."""
+        self.root = self._track(_Dir(self._next(), self.disk.tree.root))
+
+    def tell(self, what: str, node: Node, name: str = "") -> None:
+        """Let the judge see what was just done."""
+        if self.disk.watch is not None:
+            self.disk.watch(self, what, node, name)
+
+    # -- time and chance
+
+    def now(self) -> float:
+        return self.disk.clock
+
+    def pause(self, seconds: float) -> None:
+        self.wake = self.disk.clock + seconds
+        self.begin("pause")
+        self.disk.clock = max(self.disk.clock, self.wake)
+
+    def token(self) -> str:
+        return f"{self.pid:08x}{self._next():08x}"
+
+    # -- opening
+
+    def dir(self, at: Dir, name: str) -> Dir:
+        self._begin("dir", name)
+        node = self._lookup(at, name)
+        if node.kind != "dir":
+            raise _error(errno.ENOTDIR if node.kind == "file" else errno.ELOOP, name)
+        return self._track(_Dir(self._next(), node))
+
+    def make_dir(self, at: Dir, name: str) -> None:
+        self._begin("make_dir", name)
+        folder = self._folder(at)
+        if name in folder.entries:
+            raise _error(errno.EEXIST, name)
+        if not folder.named:
+            raise _error(errno.ENOENT, name)
+        tree = self.disk.tree
+        node = Node(self._ino(), "dir", home=folder.home or (name if folder is tree.root.entries.get("data") else ""))
+        if not self.disk.take(node, PAGE):
+            raise _error(errno.ENOSPC, name)
+        node.mtime = self.disk.clock
+        tree.change(folder, (folder, name, node))
+
+    def create(self, at: Dir, name: str, *, exist_ok: bool = False) -> File:
+        self._begin("create", name)
+        folder = self._folder(at)
+        node = folder.entries.get(name)
+        if node is not None:
+            if not exist_ok:
+                raise _error(errno.EEXIST, name)
+            return self._open(node, name, writable=True)
+        if not folder.named:
+            raise _error(errno.ENOENT, name)
+        node = Node(self._ino(), "file", home=folder.home)
+        node.mtime = self.disk.clock
+        self.disk.tree.change(folder, (folder, name, node))
+        return self._open(node, name, writable=True)
+
+    def open(self, at: Dir, name: str) -> File:
+        self._begin("open", name)
+        return self._open(self._lookup(at, name), name, writable=False)
+
+    # -- content
+
+    def read(self, file: File, into: Buffer, offset: int) -> int:
+        fault = self.begin("read")
+        node = self._node(file)
+        self.read_at = self.disk.steps
+        view = memoryview(into)
+        if fault is None:
+            return node.read(view, offset)
+        if fault.code:
+            raise _error(fault.code)
+        return node.read(view[: len(view) // 2], offset)
+
+    def write(self, file: File, data: Buffer, offset: int) -> None:
+        fault = self.begin("write")
+        node = self._node(file, writable=True)
+        view = memoryview(data).cast("B")
+        if fault is not None:
+            view = view[: len(view) // 2]
+        fits = self.disk.take(node, max(node.size, offset + len(view)))
+        if not fits:
+            view = view[: max(0, node.blocks * PAGE - offset)]
+        node.write(view, offset)
+        node.mtime = self.disk.clock
+        if fault is not None or not fits:
+            raise _error(errno.ENOSPC if fault is None else fault.code or errno.EIO)
+
+    def reserve(self, file: File, size: int) -> None:
+        self._begin("reserve")
+        if not self.disk.take(self._node(file, writable=True), size):
+            raise _error(errno.ENOSPC)
+
+    def truncate(self, file: File, size: int) -> None:
+        self._begin("truncate")
+        node = self._node(file, writable=True)
+        node.truncate(size)
+        self.disk.give_back(node, size)
+
+    def start_flush(self, file: File, offset: int, length: int) -> None:
+        self._begin("start_flush")
+
+    def sync(self, handle: Handle) -> None:
+        fault = self.begin("sync")
+        node = self._node(handle)
+        if node.kind == "dir":
+            if fault is not None:
+                raise _error(fault.code or errno.EIO)
+            self.disk.tree.flush(node)
+            return
+        if fault is not None:
+            node.fail_flush(self.disk.rng)
+            raise _error(fault.code or errno.EIO)
+        node.flush()
+
+    def touch(self, file: File) -> None:
+        self._begin("touch")
+        self._node(file).mtime = self.disk.clock
+
+    # -- names
+
+    def rename(self, at: Dir, name: str, to: Dir, new: str, *, replace: bool) -> None:
+        self._begin("rename", f"{name} -> {new}")
+        self.moved_at = self.disk.steps
+        old, target = self._folder(at), self._folder(to)
+        node, there = old.entries.get(name), target.entries.get(new)
+        if node is None or not target.named:
+            raise _error(errno.ENOENT, name)
+        if there is not None and not replace:
+            raise _error(errno.EEXIST, new)
+        if there is node:
+            return
+        if there is not None and there.kind == "dir":
+            raise _error(errno.EISDIR, new)
+        self.disk.tree.change(target, (old, name, None), (target, new, node))
+        self.tell("rename", node, new)
+        if there is not None:
+            self._unname(there)
+
+    def remove(self, at: Dir, name: str) -> None:
+        self._begin("remove", name)
+        folder, node = self._folder(at), self._lookup(at, name)
+        if node.kind == "dir":
+            raise _error(errno.EISDIR, name)
+        self.disk.tree.change(folder, (folder, name, None))
+        self.tell("remove", node, name)
+        self._unname(node)
+
+    def remove_dir(self, at: Dir, name: str) -> None:
+        self._begin("remove_dir", name)
+        folder, node = self._folder(at), self._lookup(at, name)
+        if node.kind != "dir":
+            raise _error(errno.ENOTDIR, name)
+        if node.entries:
+            raise _error(errno.ENOTEMPTY, name)
+        self.disk.tree.change(folder, (folder, name, None))
+        self._unname(node)
+
+    def names(self, at: Dir) -> list[str]:
+        self._begin("names")
+        folder = self._folder(at)
+        if not folder.named:
+            raise _error(errno.ENOENT)
+        return list(folder.entries)
+
+    def stat(self, at: Dir, name: str) -> Stat | None:
+        self._begin("stat", name)
+        if name.startswith("live."):
+            self.checked, self.by_name = self.disk.steps, True
+        node = self._folder(at).entries.get(name)
+        return None if node is None else _stat(node)
+
+    def fstat(self, handle: Handle) -> Stat:
+        self._begin("fstat")
+        return _stat(self._node(handle))
+
+    # -- locks, memory, the machine
+
+    def lock(self, file: File, *, exclusive: bool) -> bool:
+        self._begin("lock")
+        locks = self._node(file).locks
+        for other, strong in locks.items():
+            if other is not file and (exclusive or strong):
+                locks.pop(file, None)  # flock drops the old lock before it tries for the new one
+                return False
+        locks[file] = exclusive
+        return True
+
+    def word(self, file: File) -> Word:
+        self._begin("map")
+        node = self._node(file)
+        if node.size < 8:
+            raise ValueError("mmap length is greater than file size")
+        return _Word(self, node)
+
+    def free(self) -> int:
+        self._begin("free")
+        capacity = 1 << 50 if self.disk.capacity is None else self.disk.capacity
+        return max(0, capacity - self.disk.used * PAGE)
+
+    def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
+        self._begin("holders")
+        return tuple(
+            process.pid
+            for process in self.disk.processes
+            if any(handle.node.ino in inodes and handle is not but for handle in process.opened.values())
+        )
+
+    def close(self, handle: Handle) -> None:
+        self.begin("close")
+        if handle.fd in self.opened:
+            self._release(self.opened[handle.fd])
+
+    # -- inside
+
+    def _begin(self, verb: str, about: str = "") -> None:
+        fault = self.begin(verb, about)
+        if fault is not None:
+            raise _error(fault.code or errno.EIO)
+
+    def _next(self) -> int:
+        self._made += 1
+        return self._made
+
+    def _ino(self) -> int:
+        # Not from one counter: what a process makes is then the same in whatever order the others run.
+        return self.pid << 24 | self._next()
+
+    def _track(self, handle: _H) -> _H:
+        self.opened[handle.fd] = handle
+        handle.about = self.about
+        handle.node.opened += 1
+        return handle
+
+    def _release(self, handle: _Dir | _File) -> None:
+        self.opened.pop(handle.fd, None)
+        handle.fd = -1
+        node = handle.node
+        node.opened -= 1
+        if isinstance(handle, File):
+            node.locks.pop(handle, None)
+        if not node.named and not node.opened:
+            self.disk.give_back(node)
+
+    def _unname(self, node: Node) -> None:
+        node.named = False
+        if not node.opened:
+            self.disk.give_back(node)
+
+    def _node(self, handle: Handle, *, writable: bool = False) -> Node:
+        if handle.fd < 0:
+            raise _error(errno.EBADF)
+        if writable and not getattr(handle, "writable", False):
+            raise _error(errno.EBADF)
+        node: Node = handle.node  # type: ignore[attr-defined]
+        return node
+
+    def _folder(self, at: Dir) -> Node:
+        return self._node(at)
+
+    def _lookup(self, at: Dir, name: str) -> Node:
+        node = self._node(at).entries.get(name)
+        if node is None:
+            raise _error(errno.ENOENT, name)
+        return node
+
+    def _open(self, node: Node, name: str, *, writable: bool) -> File:
+        if node.kind != "file":
+            raise _error(errno.EISDIR if node.kind == "dir" and writable else errno.EMEDIUMTYPE, name)
+        return self._track(_File(self._next(), node, writable=writable))
+
+
+def _error(code: int, name: str = "") -> OSError:
+    return OSError(code, os.strerror(code), name)
+
+
+def _stat(node: Node) -> Stat:
+    return Stat(node.kind, node.size, node.ino, 1, node.mtime)

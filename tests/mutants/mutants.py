@@ -1,0 +1,412 @@
+"""Seeded bugs of the store's protocol: each is a small change of one module's source, and must be caught.
+
+A mutant whose text is not in the source any more is an error, not a pass: whoever changes that line moves the mutant along.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import CodeType, ModuleType
+
+__all__ = ["MUTANTS", "Mutant", "install"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One bug: ``before``, which is in the source of ``layercache.store.<module>`` exactly once, becomes ``after``."""
+
+    name: str
+    module: str
+    before: str
+    after: str
+    also: tuple[tuple[str, str], ...] = ()
+    """Further changes, where one alone is made good by another guard."""
+    where: str = ""
+    """The scenario that is known to catch it (its kind and how its name begins), tried first."""
+    test: str = ""
+    """The test that catches it, where chance seldom does: it is played on the real disk instead."""
+
+    def apply(self, source: str) -> str:
+        """Return the mutated source."""
+        for before, after in ((self.before, self.after), *self.also):
+            if (count := source.count(before)) != 1:
+                raise AssertionError(f"mutant {self.name!r}: its text is {count} times in {self.module}; move it along")
+            source = source.replace(before, after)
+        return source
+
+
+MUTANTS = (
+    # -- publish
+    Mutant(
+        "data not flushed",
+        "_ingest",
+        "                disk.sync(self._file)\n                name =",
+        "                name =",
+    ),
+    Mutant(
+        "record not flushed",
+        "_generation",
+        "            disk.write(file, raw, 0)\n            disk.sync(file)\n            yield name",
+        "            disk.write(file, raw, 0)\n            yield name",
+    ),
+    Mutant(
+        "record's directory not flushed",
+        "_ingest",
+        "                        placed = True\n                        disk.sync(metas)\n",
+        "                        placed = True\n",
+    ),
+    Mutant(
+        "blob's directory not flushed",
+        "_ingest",
+        "                        self._named = False\n                        disk.sync(blobs)\n",
+        "                        self._named = False\n",
+    ),
+    Mutant(
+        "blob named before its record",
+        "_ingest",
+        "                        disk.rename(generation.incoming, temporary, metas, name, replace=True)\n"
+        "                        placed = True\n"
+        "                        disk.sync(metas)\n"
+        "                        disk.rename(generation.incoming, self._partial.data, blobs, name, replace=False)\n"
+        "                        self._named = False\n"
+        "                        disk.sync(blobs)\n",
+        "                        disk.rename(generation.incoming, self._partial.data, blobs, name, replace=False)\n"
+        "                        self._named = False\n"
+        "                        disk.sync(blobs)\n"
+        "                        disk.rename(generation.incoming, temporary, metas, name, replace=True)\n"
+        "                        placed = True\n"
+        "                        disk.sync(metas)\n",
+    ),
+    Mutant(
+        "failed flush tried again",
+        "_ingest",
+        "                disk.sync(self._file)\n                name =",
+        "                try:\n"
+        "                    disk.sync(self._file)\n"
+        "                except OSError:\n"
+        "                    disk.sync(self._file)\n"
+        "                name =",
+        where="faults of put two chunks: EIO",
+    ),
+    Mutant(
+        "failed flush of the directory leaves the blob",
+        "_ingest",
+        "                        self._retract(blobs, metas, meta_too=placed)\n",
+        "                        pass\n",
+        where="faults of put: EIO",
+    ),
+    Mutant(
+        "failed write not noticed",
+        "_ingest",
+        "                self._disk.write(self._file, data, start)\n",
+        "                with suppress(OSError):\n                    self._disk.write(self._file, data, start)\n",
+        where="faults of put: EIO",
+    ),
+    Mutant(
+        "digest not compared",
+        "_ingest",
+        "            self._verifier.finish()\n            meta =",
+        "            meta =",
+    ),
+    Mutant(
+        "published without the lock",
+        "_ingest",
+        "with generation.temporary(meta.pack()) as temporary, generation.digest_lock(digest):",
+        "with generation.temporary(meta.pack()) as temporary:",
+        where="orders of put | remove",
+    ),
+    Mutant(
+        "published into a purged generation",
+        "_ingest",
+        "                        disk.sync(blobs)\n                        generation.check_slot()\n",
+        "                        disk.sync(blobs)\n",
+    ),
+    Mutant(
+        "names of another writer not flushed",
+        "_generation",
+        "                    if folder is not None:\n                        self.disk.sync(folder)\n",
+        "                    pass\n",
+        where="kills of killed, then put",
+    ),
+    Mutant(
+        "shard of another writer not flushed",
+        "_generation",
+        "                self.disk.make_dir(at, name)\n"
+        "        # Also when another made it: it may have died before its fsync, and our blob must not hang from a lost name.\n"
+        "        self.disk.sync(at)\n",
+        "                self.disk.make_dir(at, name)\n                self.disk.sync(at)\n",
+        where="kills of killed, then put",
+    ),
+    # -- the right to write
+    Mutant(
+        "two writers of one partial",
+        "_ingest",
+        "        if not disk.lock(file, exclusive=True):\n            return None\n        # The last",
+        "        # The last",
+    ),
+    Mutant(
+        "partial taken over after it was published",
+        "_ingest",
+        "if named is None or named.inode != disk.fstat(file).inode or generation.has(descriptor.digest):",
+        "if named is None or generation.has(descriptor.digest):",
+        where="orders of put, remove, put | put",
+    ),
+    Mutant(
+        "names dropped after the lock",
+        "_ingest",
+        "        names = [self._partial.sums] if self._sums_file is not None else []\n",
+        "        self._close()\n        names = [self._partial.sums] if self._sums_file is not None else []\n",
+        where="orders of put | lying put",
+    ),
+    Mutant(
+        "reservation kept",
+        "_ingest",
+        "        if ingest is not None:\n            ingest.abort()\n        elif ours:",
+        "        if ingest is not None:\n            ingest._close()\n        elif ours:",
+    ),
+    Mutant(
+        "lock file unlinked",
+        "_generation",
+        "                waited += 0.001\n            yield\n        finally:\n",
+        "                waited += 0.001\n            yield\n        finally:\n"
+        "            with suppress(OSError):\n                disk.remove(self._locks, name)\n",
+    ),
+    # -- read, lease, remove
+    Mutant(
+        "reader takes no lease",
+        "_generation",
+        "                while not disk.lock(file, exclusive=False):\n                    if waited >= _READER_PATIENCE:",
+        "                while False:\n                    if waited >= _READER_PATIENCE:",
+    ),
+    Mutant(
+        "reader does not look at the name again",
+        "_generation",
+        "if named is not None and named.inode == status.inode else None",
+        "if True else named",
+        where="orders of get | remove",
+    ),
+    Mutant(
+        "bytes given out unchecked",
+        "_read",
+        "            if chunk_sum(piece) != self._sum(index):",
+        "            if False:",
+        where="cuts of damage",
+    ),
+    Mutant(
+        "no look at the fence after a read",
+        "_read",
+        "        # After the read: a byte read before the fence must not be given out after it.\n        self._check_live()",
+        "        # After the read: a byte read before the fence must not be given out after it.",
+    ),
+    Mutant(
+        "removed while open",
+        "_generation",
+        "                    if not self.disk.lock(file, exclusive=True):\n                        holders",
+        "                    if False:\n                        holders",
+    ),
+    Mutant(
+        "removal not flushed",
+        "_generation",
+        "                    self.disk.remove(blobs, name)\n                    self.disk.sync(blobs)\n",
+        "                    self.disk.remove(blobs, name)\n",
+        where="orders of get | remove",
+    ),
+    Mutant(
+        "removed without the lock",
+        "_generation",
+        'with self.guarding(f"remove {digest}"), self.digest_lock(digest):',
+        'with self.guarding(f"remove {digest}"):',
+        where="orders of put | remove",
+    ),
+    Mutant(
+        "another blob moved aside than the damaged one",
+        "_generation",
+        "if blobs is None or status is None or (inode is not None and status.inode != inode):",
+        "if blobs is None or status is None:",
+        where="cuts of damage",
+    ),
+    Mutant(
+        "reference not flushed",
+        "_generation",
+        "ref_name(ref.reference), replace=True)\n            self.disk.sync(self._refs)\n",
+        "ref_name(ref.reference), replace=True)\n",
+    ),
+    # -- purge
+    Mutant("word not set", "_purge", "                disk.word(file).set(1)\n", "                pass\n"),
+    Mutant(
+        "fence not flushed",
+        "_purge",
+        "            disk.rename(slot_dir, live, slot_dir, purging, replace=False)\n        disk.sync(slot_dir)\n",
+        "            disk.rename(slot_dir, live, slot_dir, purging, replace=False)\n",
+    ),
+    Mutant(
+        "unlinking not flushed",
+        "_purge",
+        "        disk.sync(self._trash)\n        gone =",
+        "        gone =",
+    ),
+    Mutant(
+        "open files unlinked and called gone",
+        "_purge",
+        "and not _unheld(disk, folder, name):",
+        "and False:",
+    ),
+    Mutant(
+        "dead before its receipt",
+        "_slots",
+        "        receipt = purge.finish(wait=wait, started=started)\n        purge.close_slot(slot_dir)\n",
+        "        purge.close_slot(slot_dir)\n        receipt = purge.finish(wait=wait, started=started)\n",
+    ),
+    Mutant(
+        "receipt not flushed",
+        "_receipts",
+        '                self._disk.write(segment, line.ljust(torn, b"\\0"), len(raw))\n'
+        "                self._disk.sync(segment)\n",
+        '                self._disk.write(segment, line.ljust(torn, b"\\0"), len(raw))\n',
+    ),
+    Mutant(
+        "torn receipt followed by the next",
+        "_receipts",
+        "        return bytes(raw[:end]), torn\n",
+        "        return bytes(raw[:end + torn]), 0\n",
+        test="tests/test_store.py::test_a_torn_receipt_does_not_follow_the_next",
+    ),
+    Mutant(
+        "generation used again",
+        "_slots",
+        "number = 1 if state is None else state.generation + 1",
+        "number = 1 if state is None else state.generation",
+    ),
+    Mutant(
+        "namespace begun before its directory is durable",
+        "_slots",
+        "        disk.sync(self._data)\n        live =",
+        "        live =",
+    ),
+    Mutant(
+        "purge and creation without the slot's lock",
+        "_slots",
+        "                lock_within(disk, lock, patience=patience)\n",
+        "",
+    ),
+    # -- the root and recovery
+    Mutant(
+        "root of another process not flushed, its key made anew",
+        "_store",
+        "                disk.sync(disk.root)\n        except BaseException:",
+        "                pass\n        except BaseException:",
+        also=(("        if disk.stat(disk.root, ROOT_KEY) is None:\n", "        if True:\n"),),
+        where="kills of killed making the root",
+    ),
+    Mutant(
+        "sweep takes a partial that is being written",
+        "_sweep",
+        "            if not disk.lock(file, exclusive=True):\n                return\n",
+        "",
+    ),
+    Mutant(
+        "sweep takes a record on its way",
+        "_sweep",
+        "            if disk.lock(file, exclusive=True):  # nobody",
+        "            if True:  # nobody",
+    ),
+    Mutant(
+        "sweep takes the record of a blob published just now",
+        "_sweep",
+        "with self._leftovers.alone(place), self._generation.digest_lock(digest):\n"
+        "                self._generation.check_slot()\n"
+        "                if not self._generation.has(digest):",
+        "with self._leftovers.alone(place):\n                if True:",
+        test="tests/test_store.py::test_a_sweep_leaves_the_record_of_a_blob_that_is_being_published",
+    ),
+    Mutant(
+        "sweep forgets partials of another boot",
+        "_sweep",
+        "                partial.boot == disk.boot\n                and ",
+        "                True\n                and ",
+        where="cuts of stop half way",
+    ),
+    Mutant(
+        "one bad entry stops the sweep",
+        "_leftovers",
+        "        except (OSError, StoreError) as error:",
+        "        except ZeroDivisionError as error:",
+        where="cuts of things planted",
+    ),
+    Mutant(
+        "sweep takes a namespace that is being made",
+        "_slots",
+        "                lock_within(disk, lock, patience=patience)\n",
+        "                if patience != 0.1:\n                    lock_within(disk, lock, patience=patience)\n",
+    ),
+    Mutant(
+        "damage not moved aside",
+        "_generation",
+        'report=lambda blob: self.quarantine(blob, "its content does not match"),',
+        "report=lambda _: None,",
+        where="cuts of damage",
+    ),
+    Mutant(
+        "directory of a new shard not flushed",
+        "_generation",
+        "        self.disk.sync(at)\n        return self.disk.dir(at, name)\n",
+        "        return self.disk.dir(at, name)\n",
+    ),
+    Mutant(
+        "end of a generation recorded twice",
+        "_receipts",
+        "            if (known := _end_of(receipt, lines)) is not None:",
+        "            if (known := _end_of(receipt, [])) is not None:",
+    ),
+    Mutant(
+        "a generation that never lived stays",
+        "_slots",
+        "        discard(disk, self._trash, name)\n        disk.sync(self._trash)\n\n",
+        "\n",
+        also=(("                discard(self._disk, self._trash, name)\n", "                pass\n"),),
+    ),
+    Mutant(
+        "waits for ever to make a root that is there",
+        "_store",
+        "            if disk.lock(life, exclusive=True):\n",
+        "            lock_within(disk, life)\n            if True:\n",
+        where="orders of root | root",
+    ),
+)
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def __init__(self, mutant: Mutant, name: str, path: str) -> None:
+        super().__init__(name, path)
+        self._mutant = mutant
+
+    def get_code(self, fullname: str) -> CodeType:
+        source = self._mutant.apply(self.get_data(self.path).decode())
+        return compile(source, self.path, "exec", dont_inherit=True)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, mutant: Mutant) -> None:
+        self._mutant = mutant
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != f"layercache.store.{self._mutant.module}":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        assert spec is not None
+        assert spec.origin is not None
+        loader = _Loader(self._mutant, fullname, spec.origin)
+        return importlib.util.spec_from_file_location(fullname, spec.origin, loader=loader)
+
+
+def install(mutant: Mutant) -> None:
+    """Let this process import the mutated module. The store must not have been imported yet."""
+    assert not any(name.startswith("layercache.store") for name in sys.modules)
+    sys.meta_path.insert(0, _Finder(mutant))
