@@ -13,6 +13,7 @@ from layercache.errors import (
     NamespacePurgedError,
     NoSpaceError,
     NotFoundError,
+    ReadOnlyError,
     StoreError,
 )
 from layercache.oci import OCTET_STREAM, Digest, Platform, Reference
@@ -315,7 +316,9 @@ class Actor:
                 raise ViolationError(f"no space where none is needed: {error}") from error
         except StoreError as error:
             patience = (model.stopped and "stopped process" in error.hint) or self.process.faulted >= 3
-            if not self._excused and not patience:
+            # A root that could not be written when it was opened is read-only for whoever opened it.
+            read_only = isinstance(error, ReadOnlyError) and self.store is not None and not self.store.writable
+            if not self._excused and not patience and not read_only:
                 raise ViolationError(f"unexpected: {error!r}") from error
         except LayerCacheError as error:
             raise ViolationError(f"unexpected: {error!r}") from error
@@ -356,9 +359,14 @@ class Actor:
             incoming = self.model.disk.at("data", f"{home[0]}.{home[1]}", "in")
             for name, node in (incoming.entries if incoming else {}).items():
                 ours = name.startswith(content.digest.encoded) and self.process.boot in name
-                if ours and not node.locks and not self._excused:
+                if ours and not node.locks and not self._excused and not self._elsewhere(node):
                     raise ViolationError(f"no space, and {name} stays") from None
             raise
+
+    def _elsewhere(self, node: Node) -> bool:
+        """Tell whether another process has a file open: it made the name anew, and is about to lock it."""
+        others = (process for process in self.model.disk.processes if process is not self.process)
+        return any(handle.node is node for process in others for handle in process.opened.values())
 
     def _feed(
         self, ingest: Ingest, home: Home, content: Content, *, pieces: int, lie: str, stop_after: int | None

@@ -37,9 +37,9 @@ class ViolationError(AssertionError):
 class Content:
     """A blob of the little world that is played in."""
 
-    data: bytes
+    data: bytes = field(repr=False)
     digest: Digest
-    descriptor: Descriptor
+    descriptor: Descriptor = field(repr=False)
 
 
 @cache
@@ -242,13 +242,14 @@ class Model:
                     self.fenced.setdefault(home, self.disk.steps)
                     self.ended[home] = self.disk.steps
         elif what == "remove" and node.home:
-            slot, _, generation = node.home.rpartition(".")
-            if (slot, int(generation)) in self.fenced:
+            slot, _, number = node.home.rpartition(".")
+            home = (slot, int(number))
+            if home in self.fenced:
                 return
             own = process.opened.values()
             guarded = "." in name or any(content.digest.encoded == name for content in CONTENTS)
             locks = self.disk.at("data", node.home, "locks")
-            if len(name) == 1 and locks is not None and name not in locks.entries:
+            if len(name) == 1 and self.live(home) and locks is not None and name not in locks.entries:
                 raise ViolationError(f"lock file {name} was unlinked")
             if guarded and any(handle not in own for handle in node.locks):
                 raise ViolationError(f"{name} was unlinked while another process holds its lock")

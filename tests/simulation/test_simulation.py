@@ -15,12 +15,11 @@ pytestmark = pytest.mark.timeout(14400 if sweeps.SOAK else 400)
 
 
 def test_no_seed_breaks_a_promise(record_property):
-    """Other seeds every day: crashes, faults, kills and lies, in worlds of two to six processes."""
-    first = int(sweeps.seed()) * _SEEDS
-    half = first + _SEEDS // 2
+    """Crashes, faults, kills and lies, in worlds of two to six processes; more of them when soaking."""
+    half = _SEEDS // 2
     lanes = [
         sweeps.start("layercache.testing.simulation", "--seeds", f"{start}:{end}")
-        for start, end in ((first, half), (half, first + _SEEDS))
+        for start, end in ((0, half), (half, _SEEDS))
     ]
     sweeps.finish(lanes, record_property)
 
