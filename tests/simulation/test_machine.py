@@ -9,6 +9,7 @@ StoreMachine.TestCase.settings = settings(
     max_examples=2000 if sweeps.SOAK else 12,
     stateful_step_count=60,
     deadline=None,
+    derandomize=not sweeps.SOAK,
     suppress_health_check=list(HealthCheck),
 )
 TestStore = StoreMachine.TestCase
