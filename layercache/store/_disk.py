@@ -384,6 +384,8 @@ class PosixDisk:
         return _stat(os.fstat(handle.fd))
 
     def lock(self, file: File, *, exclusive: bool) -> bool:
+        if file.closed:  # flock answers this one with a ValueError
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         try:
             fcntl.flock(file.fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from layercache.store._disk import File, Kind
+from layercache.store._disk import Dir, File, Kind
 
-__all__ = ["PAGE", "SECTOR", "Change", "Node", "Tree"]
+__all__ = ["PAGE", "SECTOR", "Change", "Node", "SimulatedDir", "SimulatedFile", "Tree"]
 
 PAGE = 4096
 SECTOR = 512
@@ -144,12 +144,13 @@ class Node:
         pages = dict(self.settled)
         for index in sorted(self.dirty):
             new, old = self.pages.get(index, _ZEROS), self.settled.get(index, _ZEROS)
+            if new == old:
+                continue
             fate = 0 if mood < 0.3 else 1 if mood < 0.5 else rng.randrange(3)
             if fate == 0:
                 pages[index] = new
             elif fate == 2:
-                edge = rng.randrange(PAGE // SECTOR + 1) * SECTOR
-                pages[index] = old[:edge] + new[edge:] if rng.random() < 0.5 else new[:edge] + old[edge:]
+                pages[index] = _torn(old, new, rng)
         self.pages = {index: page for index, page in pages.items() if page != _ZEROS and index * PAGE < size}
         self.size = size
         last, within = divmod(size, PAGE)
@@ -165,6 +166,36 @@ class Node:
         else:
             self.pages[index] = page
         self.dirty.add(index)
+
+
+def _torn(old: bytes, new: bytes, rng: random.Random) -> bytes:
+    """Return a page of which some sectors were written."""
+    sectors = [start for start in range(0, PAGE, SECTOR) if old[start : start + SECTOR] != new[start : start + SECTOR]]
+    edge = rng.choice(sectors[1:] or sectors)
+    return old[:edge] + new[edge:] if rng.random() < 0.5 else new[:edge] + old[edge:]
+
+
+class SimulatedDir(Dir):
+    """An open directory of the simulation."""
+
+    __slots__ = ("about", "node")
+    about: str
+
+    def __init__(self, fd: int, node: Node) -> None:
+        super().__init__(fd)
+        self.node = node
+
+
+class SimulatedFile(File):
+    """An open file of the simulation."""
+
+    __slots__ = ("about", "node", "writable")
+    about: str
+
+    def __init__(self, fd: int, node: Node, *, writable: bool) -> None:
+        super().__init__(fd)
+        self.node = node
+        self.writable = writable
 
 
 class Change:

@@ -12,49 +12,13 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 from layercache.store._disk import Buffer, Dir, File, Handle, Kind, Stat, Word
-from layercache.testing._inodes import PAGE, Node, Tree
+from layercache.testing._failing import Fault, KilledError
+from layercache.testing._inodes import PAGE, Node, SimulatedDir, SimulatedFile, Tree
 
 __all__ = ["Fault", "KilledError", "Process", "SimulatedDisk"]
-
-
-class KilledError(BaseException):
-    """The virtual process is no more. No verb does anything any more, so unwinding changes nothing."""
-
-
-_NEVER_FAIL = frozenset(("close", "pause", "word", "start_flush", "holders"))
-
-
-@dataclass(slots=True)
-class Fault:
-    """One system call that fails: the ``nth`` call of ``verb`` from now on, in every process.
-
-    ``verb`` ``*`` is any that can fail. ``about`` limits it to calls about a name that contains it.
-    ``code`` is an ``errno``, or 0 for a read that gives half of what is there. What such a failure leaves is left: half
-    of a write, pages that a failed fsync calls clean. ``sticky`` fails all later calls too.
-    """
-
-    verb: str
-    nth: int
-    code: int
-    sticky: bool = False
-    about: str = ""
-    fired: int = 0
-
-    def hits(self, verb: str, about: str) -> bool:
-        """Count a call and tell whether it is the one that fails."""
-        matches = verb not in _NEVER_FAIL if self.verb == "*" else verb == self.verb
-        if not matches or self.nth <= 0 or self.about not in about:
-            return False
-        self.nth -= 1
-        if self.nth:
-            return False
-        self.nth = int(self.sticky)
-        self.fired += 1
-        return True
 
 
 class SimulatedDisk:
@@ -152,6 +116,10 @@ class SimulatedDisk:
             node.truncate(rng.randrange(node.size) if node.size and rng.random() < 0.7 else node.size + 1)
         node.flush()
 
+    def left(self) -> int:
+        """Return the bytes that can still be written."""
+        return max(0, (1 << 50 if self.capacity is None else self.capacity) - self.used * PAGE)
+
     def take(self, node: Node, size: int) -> bool:
         """Give an inode the blocks for ``size`` bytes, if there are enough."""
         more = -(-size // PAGE) - node.blocks
@@ -171,7 +139,7 @@ class SimulatedDisk:
             node.blocks -= less
 
 
-_H = TypeVar("_H", "_Dir", "_File")
+_H = TypeVar("_H", SimulatedDir, SimulatedFile)
 
 
 class _Word:
@@ -193,25 +161,6 @@ class _Word:
         self._process.tell("word", self._node)
 
 
-class _Dir(Dir):
-    __slots__ = ("about", "node")
-    about: str
-
-    def __init__(self, fd: int, node: Node) -> None:
-        super().__init__(fd)
-        self.node = node
-
-
-class _File(File):
-    __slots__ = ("about", "node", "writable")
-    about: str
-
-    def __init__(self, fd: int, node: Node, *, writable: bool) -> None:
-        super().__init__(fd)
-        self.node = node
-        self.writable = writable
-
-
 class Process:
     """One virtual process's view of a :class:`SimulatedDisk`: a ``Disk``.
 
@@ -225,7 +174,7 @@ class Process:
         self.pid = pid
         self.dead = False
         self.boot = f"{disk.boots:012x}"
-        self.opened: dict[int, _Dir | _File] = {}
+        self.opened: dict[int, SimulatedDir | SimulatedFile] = {}
         self.checked = self.read_at = self.moved_at = self.faulted = 0
         self.by_name = False
         self.wake = 0.0
@@ -233,7 +182,7 @@ class Process:
         self.about = ""
         """What the last verb was about."""
         self._made = 0
-        self.root: Dir = self._track(_Dir(self._next(), disk.tree.root))
+        self.root: Dir = self._track(SimulatedDir(self._next(), disk.tree.root))
 
     def kill(self) -> None:
         """End the process as SIGKILL does: at once, and the kernel drops its locks and descriptors."""
@@ -262,7 +211,7 @@ class Process:
 
     def reopen(self) -> None:
         """Open the root directory again after a store has closed it."""
-        self.root = self._track(_Dir(self._next(), self.disk.tree.root))
+        self.root = self._track(SimulatedDir(self._next(), self.disk.tree.root))
 
     def tell(self, what: str, node: Node, name: str = "") -> None:
         """Let the judge see what was just done."""
@@ -289,7 +238,7 @@ class Process:
         node = self._lookup(at, name)
         if node.kind != "dir":
             raise _error(errno.ENOTDIR if node.kind == "file" else errno.ELOOP, name)
-        return self._track(_Dir(self._next(), node))
+        return self._track(SimulatedDir(self._next(), node))
 
     def make_dir(self, at: Dir, name: str) -> None:
         self._begin("make_dir", name)
@@ -345,6 +294,7 @@ class Process:
             view = view[: len(view) // 2]
         fits = self.disk.take(node, max(node.size, offset + len(view)))
         if not fits:
+            self.disk.take(node, node.blocks * PAGE + self.disk.left())
             view = view[: max(0, node.blocks * PAGE - offset)]
         node.write(view, offset)
         node.mtime = self.disk.clock
@@ -358,7 +308,9 @@ class Process:
 
     def truncate(self, file: File, size: int) -> None:
         self._begin("truncate")
-        node = self._node(file, writable=True)
+        node = self._node(file)
+        if not getattr(file, "writable", False):
+            raise _error(errno.EINVAL)
         node.truncate(size)
         self.disk.give_back(node, size)
 
@@ -396,7 +348,12 @@ class Process:
         if there is node:
             return
         if there is not None and there.kind == "dir":
-            raise _error(errno.EISDIR, new)
+            if node.kind != "dir":
+                raise _error(errno.EISDIR, new)
+            if there.entries:
+                raise _error(errno.ENOTEMPTY, new)
+        elif there is not None and node.kind == "dir":
+            raise _error(errno.ENOTDIR, new)
         self.disk.tree.change(target, (old, name, None), (target, new, node))
         self.tell("rename", node, new)
         if there is not None:
@@ -423,10 +380,7 @@ class Process:
 
     def names(self, at: Dir) -> list[str]:
         self._begin("names")
-        folder = self._folder(at)
-        if not folder.named:
-            raise _error(errno.ENOENT)
-        return list(folder.entries)
+        return list(self._folder(at).entries)
 
     def stat(self, at: Dir, name: str) -> Stat | None:
         self._begin("stat", name)
@@ -460,8 +414,7 @@ class Process:
 
     def free(self) -> int:
         self._begin("free")
-        capacity = 1 << 50 if self.disk.capacity is None else self.disk.capacity
-        return max(0, capacity - self.disk.used * PAGE)
+        return self.disk.left()
 
     def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
         self._begin("holders")
@@ -497,7 +450,7 @@ class Process:
         handle.node.opened += 1
         return handle
 
-    def _release(self, handle: _Dir | _File) -> None:
+    def _release(self, handle: SimulatedDir | SimulatedFile) -> None:
         self.opened.pop(handle.fd, None)
         handle.fd = -1
         node = handle.node
@@ -532,7 +485,7 @@ class Process:
     def _open(self, node: Node, name: str, *, writable: bool) -> File:
         if node.kind != "file":
             raise _error(errno.EISDIR if node.kind == "dir" and writable else errno.EMEDIUMTYPE, name)
-        return self._track(_File(self._next(), node, writable=writable))
+        return self._track(SimulatedFile(self._next(), node, writable=writable))
 
 
 def _error(code: int, name: str = "") -> OSError:
