@@ -1,11 +1,13 @@
-"""Small files, written whole, and locks that are not waited for without an end."""
+"""Small files, written whole and read with care, and locks that are not waited for without an end."""
 
 from __future__ import annotations
+
+import errno
 
 from layercache.errors import StoreError
 from layercache.store._disk import Dir, Disk, File
 
-__all__ = ["NEW", "PATIENCE", "lock_within", "read_small", "write_small"]
+__all__ = ["NEW", "PATIENCE", "lock_within", "read_record", "read_small", "write_small"]
 
 NEW = ".new"
 """Ends the name of a small file that is not whole yet."""
@@ -14,6 +16,8 @@ PATIENCE = 5.0
 """Seconds that a lock of the store is waited for: whoever holds it makes a few system calls, or was stopped."""
 
 _STEP = 0.002
+_RECORD_MOST = 64 << 20  # the chunk sums of a blob of 4 TiB
+_NO_RECORD = frozenset((errno.ENOENT, errno.ELOOP, errno.EMEDIUMTYPE, errno.ENXIO, errno.EISDIR))
 
 
 def lock_within(disk: Disk, file: File, *, exclusive: bool = True, patience: float = PATIENCE) -> None:
@@ -35,6 +39,29 @@ def read_small(disk: Disk, at: Dir, name: str) -> bytes:
     try:
         raw = bytearray(min(disk.fstat(file).size, 1 << 16))
         return bytes(raw[: disk.read(file, raw, 0)])
+    finally:
+        disk.close(file)
+
+
+def read_record(disk: Disk, at: Dir, name: str) -> bytes | None:
+    """Return the content of a record, not checked; ``None`` where there is none, or nothing that can be read."""
+    try:
+        file = disk.open(at, name)
+    except OSError as error:
+        if error.errno in _NO_RECORD:
+            return None
+        raise
+    try:
+        size = disk.fstat(file).size
+        if size > _RECORD_MOST:
+            return None
+        raw = bytearray(size)
+        try:
+            return bytes(raw[: disk.read(file, raw, 0)])
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return None  # unreadable is as good as damaged
+            raise
     finally:
         disk.close(file)
 

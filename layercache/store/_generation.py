@@ -22,6 +22,7 @@ from layercache.oci import Descriptor, Digest, Reference
 from layercache.store import _ingest
 from layercache.store._disk import Dir, Disk, File
 from layercache.store._faults import store_error
+from layercache.store._files import read_record
 from layercache.store._health import Health
 from layercache.store._ingest import Ingest
 from layercache.store._layout import (
@@ -52,7 +53,6 @@ __all__ = ["Generation"]
 
 _log = logging.getLogger("layercache.store")
 
-_RECORD_MOST = 64 << 20  # the sums of a blob of 4 TiB
 _READER_PATIENCE = 0.05
 _LOCK_PATIENCE = 5.0
 
@@ -434,7 +434,7 @@ class Generation:
 
     def _read_meta(self, digest: Digest) -> Meta | None:
         with self._shard(self._meta, digest) as metas:
-            raw = None if metas is None else self._read_record(metas, blob_name(digest))
+            raw = None if metas is None else read_record(self.disk, metas, blob_name(digest))
         try:
             meta = None if raw is None else Meta.unpack(raw)
         except FormatError:
@@ -443,33 +443,11 @@ class Generation:
 
     def _read_ref(self, name: str) -> Ref | None:
         with self.guarding("read a reference"):
-            raw = self._read_record(self._refs, name)
+            raw = read_record(self.disk, self._refs, name)
         try:
             return None if raw is None else Ref.unpack(raw)
         except FormatError:
             return None
-
-    def _read_record(self, at: Dir, name: str) -> bytes | None:
-        disk = self.disk
-        try:
-            file = disk.open(at, name)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ELOOP, errno.EMEDIUMTYPE, errno.ENXIO, errno.EISDIR):
-                return None
-            raise
-        try:
-            size = disk.fstat(file).size
-            if size > _RECORD_MOST:
-                return None
-            raw = bytearray(size)
-            try:
-                return bytes(raw[: disk.read(file, raw, 0)])
-            except OSError as error:
-                if error.errno == errno.EIO:
-                    return None  # unreadable is as good as damaged
-                raise
-        finally:
-            disk.close(file)
 
     def _move_aside(self, digest: Digest, why: str, inode: int | None = None) -> None:
         disk, name = self.disk, blob_name(digest)
