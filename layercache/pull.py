@@ -10,6 +10,7 @@ from functools import partial
 from layercache import stream
 from layercache.control import Control, Progress
 from layercache.errors import (
+    IntegrityError,
     InUseError,
     InvalidDescriptorError,
     InvalidManifestError,
@@ -70,12 +71,14 @@ class Pull:
         self._held: dict[Digest, Blob] = {}
         self._reports: dict[Digest, BlobReport] = {}
         self._documents: dict[Digest, Manifest | Index] = {}
+        self._claimed: Digest | None = None  # what a HEAD said a tag means: its size is not proven
 
     def run(self, platform: Platform, *, explicit: bool, jobs: int, fresh: bool) -> Image:
         """Do it all, or give back what was opened and raise."""
         try:
             root, stale = self._resolve(fresh=fresh)
             descriptor, manifest = descend(root, platform, self._document)
+            root = self._described(root.digest)
             config = self._config(manifest)
             if (
                 config is not None
@@ -127,13 +130,15 @@ class Pull:
                 return Descriptor(blob.meta.media_type, target, blob.size), False
             return self._fetch_document(target), False
         try:
-            return self._registry.resolve(self._reference, control=self._control, ledger=self._ledger), False
+            found = self._registry.resolve(self._reference, control=self._control, ledger=self._ledger)
         except RegistryError as error:
             ref = None if self._generation is None else self._generation.get_ref(self._reference)
             if fresh or not error.retryable or ref is None:
                 raise
             _log.warning("%s does not answer; the digest that the tag had last is used", self._registry.host)
             return ref.descriptor, True
+        self._claimed = found.digest
+        return found, False
 
     @property
     def _registry(self) -> Registry:
@@ -146,21 +151,36 @@ class Pull:
         found = self._documents.get(descriptor.digest)
         if found is not None:
             return found
-        blob = self._open(descriptor.digest)
-        if blob is None:
-            self._fetch_document(descriptor.digest)
+        raw = self._read(descriptor.digest)
+        if raw is None:
+            named = None if descriptor.digest == self._claimed else descriptor
+            self._fetch_document(descriptor.digest, expected=named)
             return self._documents[descriptor.digest]
-        raw = blob.pread(0, blob.size)
         self._documents[descriptor.digest] = parse_document(raw, expected=descriptor.media_type)
-        self._report(Descriptor(blob.meta.media_type, blob.digest, blob.size), "hit")
+        self._report(Descriptor(self._held[descriptor.digest].meta.media_type, descriptor.digest, len(raw)), "hit")
         return self._documents[descriptor.digest]
 
-    def _fetch_document(self, target: Digest | Tag) -> Descriptor:
-        document = self._registry.document(self._repository, target, control=self._control, ledger=self._ledger)
+    def _fetch_document(self, target: Digest | Tag, *, expected: Descriptor | None = None) -> Descriptor:
+        document = self._registry.document(
+            self._repository, target, expected=expected, control=self._control, ledger=self._ledger
+        )
         descriptor = document.descriptor
         self._documents[descriptor.digest] = parse_document(document.raw, expected=descriptor.media_type)
         self._obtain(descriptor, None, lambda offset: iter((document.raw[offset:],)))
         return descriptor
+
+    def _read(self, digest: Digest) -> bytes | None:
+        """Return a small blob that is here whole and sound; ``None`` where it must be fetched."""
+        blob = self._open(digest)
+        if blob is None:
+            return None
+        try:
+            return blob.pread(0, blob.size)
+        except IntegrityError as error:
+            _log.warning("%s is fetched again: %s", digest, error)
+            self._held.pop(digest).close()
+            self._reports.pop(digest, None)  # no hit after all
+            return None
 
     def _described(self, digest: Digest) -> Descriptor:
         report = self._reports[digest]
@@ -170,13 +190,14 @@ class Pull:
 
     def _config(self, manifest: Manifest) -> Config | None:
         descriptor = manifest.config
-        self._obtain(descriptor, None)
         if not descriptor.media_type.is_config:
+            self._obtain(descriptor, None)
             return None  # an artifact: its config means nothing to us
-        blob = self._held.get(descriptor.digest)
-        if blob is not None:
-            raw = blob.pread(0, blob.size)
-        else:
+        raw = self._read(descriptor.digest) if self._hit(descriptor) else None
+        if raw is None:
+            self._obtain(descriptor, None)
+            raw = self._read(descriptor.digest)
+        if raw is None:
             raw = b"".join(bytes(piece) for piece in stream.verified(self._fetcher(descriptor)(0), descriptor))
         config = Config.parse(raw)
         if len(config.diff_ids) != len(manifest.layers):
@@ -195,9 +216,7 @@ class Pull:
         missing = []
         for layer, diff_id in wanted.values():
             # What is here needs no thread.
-            if self._open(layer.digest) is not None:
-                self._report(layer, "hit")
-            else:
+            if not self._hit(layer):
                 missing.append((layer, diff_id))
                 self._control.report(Progress(layer.digest, layer.size, 0, "queued"))
         # The largest first: it decides when the pull is done.
@@ -251,13 +270,25 @@ class Pull:
             _log.warning("%s goes past the cache: %s", descriptor.digest, error)
             self._report(descriptor, "bypass", error)
             return
+        self._held[descriptor.digest] = blob
+        self._check_size(blob, descriptor)
+        self._report(descriptor, "miss" if fetched else "hit")
+
+    def _hit(self, descriptor: Descriptor) -> bool:
+        """Hold a blob if it is here."""
+        blob = self._open(descriptor.digest)
+        if blob is None:
+            return False
+        self._check_size(blob, descriptor)
+        self._report(descriptor, "hit")
+        return True
+
+    @staticmethod
+    def _check_size(blob: Blob, descriptor: Descriptor) -> None:
         if blob.size != descriptor.size:
-            blob.close()
             raise InvalidDescriptorError(
                 f"{descriptor.digest} has {blob.size} bytes, not the {descriptor.size} that the manifest says"
             )
-        self._held[descriptor.digest] = blob
-        self._report(descriptor, "miss" if fetched else "hit")
 
     def _open(self, digest: Digest) -> Blob | None:
         if digest in self._held:

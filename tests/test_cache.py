@@ -256,6 +256,44 @@ def test_a_flipped_bit_on_disk_is_an_error_and_heals(root, docker_registry, name
             assert Digest.of(tar.read()) == healed.layers[0].diff_id
 
 
+def test_a_manifest_that_lies_about_what_is_here_is_refused(scripted, namespace, image):
+    """A hit is held to the size that the manifest gives, as a fetch is."""
+    namespace.admit(image.layers[0], io.BytesIO(bytes(image.blobs[image.layers[0].digest])))
+    manifest = json.loads(image.manifest)
+    manifest["layers"][0]["size"] += 1
+    scripted.add(image, "demo/lie")
+    scripted.put_manifest("demo/lie", json.dumps(manifest).encode(), tag="1", media_type=str(OCI_MANIFEST))
+
+    with pytest.raises(InvalidDescriptorError):
+        namespace.pull(f"{scripted.host}/demo/lie:1")
+
+
+@pytest.mark.parametrize("which", ["manifest", "config"])
+def test_rot_in_a_manifest_or_config_does_not_fail_a_pull(root, scripted, namespace, image, which):
+    """What the pull itself must read is fetched again at once; the start is not the one to pay for it."""
+    scripted.add(image, "demo/serving", "1.0")
+    namespace.pull(f"{scripted.host}/demo/serving:1.0").close()
+    digest = image.digest if which == "manifest" else Digest.of(image.config)
+    (path,) = root.glob(f"data/*/blobs/*/{digest.encoded}")
+    path.write_bytes(b"?" + path.read_bytes()[1:])
+
+    with namespace.pull(f"{scripted.host}/demo/serving@{image.digest}") as pulled:
+        assert [blob.digest for blob in pulled.report.blobs if blob.source == "miss"] == [digest]
+        assert pulled.config.raw == image.config
+    assert list(namespace.verify()) == []
+
+
+def test_an_index_that_lies_about_a_manifest_is_refused(scripted, namespace, image):
+    """What an index says of a manifest must hold: its size is checked like its digest."""
+    index = json.loads(build_index([image]).manifest)
+    index["manifests"][0]["size"] += 1
+    scripted.add(image, "demo/index")
+    scripted.put_manifest("demo/index", json.dumps(index).encode(), tag="1", media_type=index["mediaType"])
+
+    with pytest.raises(IntegrityError):
+        namespace.pull(f"{scripted.host}/demo/index:1")
+
+
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_a_layer_whose_stream_is_cut_is_an_error(namespace, compression):
     """A blob whose digest is right but whose compressed stream ends early is damaged, not short."""
