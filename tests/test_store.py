@@ -866,3 +866,14 @@ def test_a_sweep_leaves_the_record_of_a_blob_that_is_being_published(root, store
     assert len(swept) == 1
     with generation.open(descriptor.digest) as blob:
         assert read(blob) == content(1000)
+
+
+def test_recovery_ends_a_purge_that_had_only_begun(root, store, generation):
+    """A set word on a state that still says live is a purge whose process died at once: recovery ends it."""
+    put(generation, b"data")
+    next(root.glob("data/*/fence")).write_bytes(b"\1" + bytes(7))
+
+    assert [leftover.kind for leftover in store.recover()] == ["generation"]
+    assert store.recover() == ()
+    assert not list(root.glob("data/*"))
+    assert [receipt.level for receipt in store.receipts()] == ["unlinked"]

@@ -137,6 +137,11 @@ class _Janitor:
                 self._slots.purge(slot, slot_dir, living, wait=0.0, started=disk.now())
                 self._leftovers.note("generation", f"{SLOTS}/{slot}/{state}", detail="its directory is missing; ended")
                 living = 0
+            elif living and self._fenced(slot):
+                # Whoever purged it died between the word and the rename: nothing of it is given out, and nothing went.
+                self._slots.purge(slot, slot_dir, living, wait=0.0, started=disk.now())
+                self._leftovers.note("generation", f"{SLOTS}/{slot}/{state}", detail="its purge had begun; ended")
+                living = 0
             for name in sorted(disk.names(data)):
                 parsed = parse_generation_name(name)
                 if parsed is None or parsed[0] != slot or parsed[1] == living:
@@ -147,6 +152,13 @@ class _Janitor:
                     self._slots.discard(name)
                     self._leftovers.note("generation", f"{DATA}/{name}", detail="it does not live; removed")
         return living
+
+    def _fenced(self, slot: Slot) -> bool:
+        generation = self._slots.live(slot)
+        if generation is None:
+            return False
+        generation.close()
+        return generation.fenced
 
     def _generation(self, slot: Slot, number: int) -> None:
         disk = self._disk

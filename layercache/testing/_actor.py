@@ -18,6 +18,7 @@ from layercache.errors import (
 )
 from layercache.oci import OCTET_STREAM, Digest, Platform, Reference
 from layercache.store import Blob, Generation, Ingest, NamespaceName, Ref, Store
+from layercache.testing._failing import KilledError
 from layercache.testing._inodes import Node
 from layercache.testing.disk import Process
 from layercache.testing.model import CONTENTS, Content, Home, Model, Register, ViolationError, Write
@@ -422,6 +423,11 @@ class Actor:
                 self._last_look(home, self.process.read_at)
                 if found != content.data[start : start + length]:
                     raise ViolationError(f"wrong bytes of {content.digest} at {start}")
+        except KilledError:
+            if self._excused:
+                # It was told that the disk cannot read it, and died on the way to moving it aside, or behind that.
+                register.doubt(False, self.model.now())
+            raise
         except IntegrityError as error:
             node, name = self._node(blob), content.digest.encoded
             if not self._excused and not node.spoiled:

@@ -296,7 +296,7 @@ def _orphans_within(folder: Node, boot: str) -> Iterator[str]:
     if parts != folder.entries.keys():
         yield f"entries {sorted(parts ^ folder.entries.keys())}"
         return
-    if any(folder.entries["fence"].pages) or folder.entries["fence"].size != 8:
+    if any(page.strip(b"\0") for page in folder.entries["fence"].pages.values()) or folder.entries["fence"].size != 8:
         yield "fence"
     names = {
         kind: {f"{shard}/{name}" for shard, at in folder.entries[kind].entries.items() for name in at.entries or [""]}
