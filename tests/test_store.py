@@ -769,6 +769,16 @@ def test_an_unknown_format_is_refused(root, raw):
         Store(root)
 
 
+@pytest.mark.parametrize("size", [0, 16, 33])
+def test_a_key_that_is_not_whole_is_refused(root, size):
+    """Namespaces are never looked for, or made, under slots of another key."""
+    Store(root).close()
+    (root / "root.key").write_bytes(bytes(size))
+
+    with pytest.raises(FormatError, match=r"root\.key"):
+        Store(root)
+
+
 def test_a_filesystem_without_exclusion_is_refused(root, monkeypatch):
     """Where flock lets everybody in, the root is refused."""
     monkeypatch.setattr(PosixDisk, "lock", lambda self, file, *, exclusive: True)

@@ -56,6 +56,7 @@ __all__ = [
     "parse_discarded",
     "parse_format",
     "parse_generation_name",
+    "parse_key",
     "parse_partial",
     "ref_name",
     "shard",
@@ -81,6 +82,7 @@ BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
 
 FENCE_SIZE = 8
 
+_KEY_SIZE = 32
 _VERSION = 1
 _FEATURES: frozenset[str] = frozenset()
 _HEX_NAME = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?")
@@ -246,6 +248,16 @@ def parse_format(raw: bytes) -> None:
     if unknown := features - _FEATURES:
         names = ", ".join(sorted(map(str, unknown)))
         raise FormatError(f"the root uses features this version lacks: {names}", hint="use a newer version")
+
+
+def parse_key(raw: bytes) -> bytes:
+    """Return the root's key.
+
+    :raises FormatError: when it is not whole: every namespace would be looked for, and made, under another slot.
+    """
+    if len(raw) != _KEY_SIZE:
+        raise FormatError("root.key is damaged", hint="restore it, or start with an empty root")
+    return raw
 
 
 def ref_name(reference: Reference) -> str:

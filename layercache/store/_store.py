@@ -35,6 +35,7 @@ from layercache.store._layout import (
     format_record,
     generation_name,
     parse_format,
+    parse_key,
     slot_name,
 )
 from layercache.store._leftovers import Leftover
@@ -79,7 +80,7 @@ class Store:
             with guarding("open the root"):
                 life, self.writable = self._enter()
                 self._opened.append(life)  # the root's lock, for life
-                self._key = read_small(self._disk, self._disk.root, ROOT_KEY)
+                self._key = parse_key(read_small(self._disk, self._disk.root, ROOT_KEY))
                 self._folders = [self._open_folder(name) for name in _FOLDERS]
                 self._slots_dir, self._data, self._trash, receipts = self._folders
                 self._chain = Chain(self._disk, receipts)
@@ -279,7 +280,7 @@ class Store:
             disk.close(receipts)
         # Never a second one: names of slots that are there hang from it.
         if disk.stat(disk.root, ROOT_KEY) is None:
-            write_small(disk, disk.root, ROOT_KEY, bytes.fromhex("".join(disk.token() for _ in range(4))))
+            write_small(disk, disk.root, ROOT_KEY, parse_key(bytes.fromhex("".join(disk.token() for _ in range(4)))))
         for name in (JANITOR_LOCK, SCRUB_LOCK):  # a full disk could not make them when a sweep is needed most
             disk.close(disk.create(disk.root, name, exist_ok=True))
         disk.sync(disk.root)
