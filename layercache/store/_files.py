@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from layercache.errors import StoreError
 from layercache.store._disk import Dir, Disk, File
+from layercache.store._layout import temporary_name
 
-__all__ = ["NEW", "PATIENCE", "lock_within", "read_record", "read_small", "write_small"]
+__all__ = ["NEW", "PATIENCE", "lock_within", "read_record", "read_small", "temporary", "write_small"]
 
 NEW = ".new"
 """Ends the name of a small file that is not whole yet."""
@@ -80,3 +83,36 @@ def write_small(disk: Disk, at: Dir, name: str, raw: bytes) -> None:
     finally:
         disk.close(file)
     disk.rename(at, temporary, at, name, replace=True)
+
+
+@contextmanager
+def temporary(disk: Disk, at: Dir, raw: bytes) -> Iterator[str]:
+    """Write a durable file of a fresh name into ``at`` and yield the name, to be moved within the block.
+
+    Its lock tells the sweeper that somebody is at it.
+    """
+    name, file = _new_temporary(disk, at)
+    try:
+        disk.write(file, raw, 0)
+        disk.sync(file)
+        yield name
+    finally:
+        with suppress(OSError):
+            if disk.stat(at, name) is not None:
+                disk.remove(at, name)
+        disk.close(file)
+
+
+def _new_temporary(disk: Disk, at: Dir) -> tuple[str, File]:
+    while True:
+        name = temporary_name(disk.boot, disk.token())
+        file = disk.create(at, name)
+        try:
+            if disk.lock(file, exclusive=True) and disk.stat(at, name) is not None:
+                return name, file
+        except BaseException:
+            with suppress(OSError):
+                disk.remove(at, name)
+            disk.close(file)
+            raise
+        disk.close(file)  # the sweeper came between the two calls and took it for a leftover

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from layercache.errors import LayerCacheError
-from layercache.integrity import CHUNK, SUM_SIZE, ChunkSums, Verifier, chunk_range, chunk_sum
+from layercache.errors import FormatError, LayerCacheError
+from layercache.integrity import CHUNK, SUM_SIZE, Verifier, chunk_range
 from layercache.oci import Descriptor, DiffID, MediaType
 from layercache.store._disk import Dir, File
 from layercache.store._faults import store_error
-from layercache.store._layout import Meta, Partial, blob_name
+from layercache.store._files import temporary
+from layercache.store._form import Buffer
+from layercache.store._layout import META, Meta, Partial
 from layercache.store._read import Blob
 
 if TYPE_CHECKING:
@@ -32,15 +35,20 @@ class Ingest:
     worth keeping (:meth:`suspend`), or goes (:meth:`abort`).
     """
 
-    def __init__(self, generation: Generation, partial: Partial, file: File, sums: File | None) -> None:
+    def __init__(
+        self, generation: Generation, descriptor: Descriptor, partial: Partial, file: File, sums: File | None
+    ) -> None:
         self._generation = generation
         self._disk = generation.disk
         self._partial = partial
+        self._digest, self._size = descriptor.digest, descriptor.size
+        self._name = generation.form.blob_name(descriptor.digest)
+        self._head = generation.form.head
+        self._writer = generation.form.writer(self._name, self._size)
         self._file = file
         self._sums_file = sums
-        self._sums = ChunkSums()
         self._kept = 0  # bytes of sums that are in the sums file
-        self._verifier = Verifier(partial.digest, partial.size)
+        self._verifier = Verifier(descriptor.digest, descriptor.size)
         self._flushed = 0
         self._open = True
         self._named = True
@@ -62,13 +70,11 @@ class Ingest:
         :raises StoreError: when the disk fails; the partial is gone then.
         :raises NamespacePurgedError: when the namespace was purged meanwhile.
         """
-        start = self._verifier.taken
         try:
             self._generation.check()
             self._verifier.feed(data)
             with self._generation.guarding("write a blob"):
-                self._disk.write(self._file, data, start)
-                self._sums.feed(data)
+                self._write(self._writer.feed(data))
                 self._keep_sums()
                 if self.offset - self._flushed >= _FLUSH:
                     self._disk.start_flush(self._file, self._flushed, self.offset - self._flushed)
@@ -84,34 +90,35 @@ class Ingest:
         :raises StoreError: when the disk fails; nothing is visible.
         :raises NamespacePurgedError: when the namespace was purged meanwhile.
         """
-        generation, disk, digest = self._generation, self._disk, self._partial.digest
+        generation, disk, name = self._generation, self._disk, self._name
         try:
             self._verifier.finish()
-            meta = Meta(
-                digest=digest,
-                size=self._partial.size,
-                media_type=media_type,
-                diff_id=diff_id,
-                origin=origin,
-                created=disk.now(),
-                sums=self._sums.finish(),
-            )
             with generation.guarding("publish a blob"):
+                self._write(self._writer.finish())
+                meta = Meta(
+                    digest=self._digest,
+                    size=self._size,
+                    media_type=media_type,
+                    diff_id=diff_id,
+                    origin=origin,
+                    created=disk.now(),
+                    sums=bytes(self._writer.sums),
+                )
                 # An error of this fsync means that the bytes may be gone while the kernel calls them clean: a second
                 # fsync could succeed. The file is dropped, whatever comes after.
                 disk.sync(self._file)
-                name = blob_name(digest)
-                with generation.temporary(meta.pack()) as temporary, generation.digest_lock(digest):
+                record = generation.form.pack(META, name, meta.pack())
+                with temporary(disk, generation.incoming, record) as new, generation.lock(name):
                     generation.check_slot()
-                    if (blob := generation.open_locked(digest)) is not None:
+                    if (blob := generation.open_locked(name)) is not None:
                         return blob  # somebody else was first
-                    blobs, metas = generation.shard_for_write(digest)
+                    blobs, metas = generation.shard_for_write(name)
                     placed = False
                     try:
                         # What cannot be made durable does not stay visible, so an error anywhere takes the names back.
                         # The order is the protocol: meta, its directory, then data, its directory. The data's name is
                         # the commit point; a power cut before it leaves a meta that recovery sweeps.
-                        disk.rename(generation.incoming, temporary, metas, name, replace=True)
+                        disk.rename(generation.incoming, new, metas, name, replace=True)
                         placed = True
                         disk.sync(metas)
                         disk.rename(generation.incoming, self._partial.data, blobs, name, replace=False)
@@ -119,7 +126,7 @@ class Ingest:
                         disk.sync(blobs)
                         generation.check_slot()
                         # Until now our exclusive lock kept readers off it, so nobody saw it before it was durable.
-                        blob = generation.lease(digest, meta, writer=self._file)
+                        blob = generation.lease(name, meta, writer=self._file)
                     except OSError:
                         self._retract(blobs, metas, meta_too=placed)
                         raise
@@ -133,7 +140,7 @@ class Ingest:
 
     def suspend(self) -> None:
         """Stop here and keep what is in for the next attempt, if it is worth keeping. Visible to nobody."""
-        if self._open and worth_keeping(self._partial.size, self.offset, self._kept):
+        if self._open and worth_keeping(self.offset, self._kept):
             self._close()
         else:
             self.abort()
@@ -148,45 +155,57 @@ class Ingest:
     def __exit__(self, *exc: object) -> None:
         self.suspend()
 
+    def _write(self, parts: Iterator[tuple[int, Buffer]]) -> None:
+        for offset, part in parts:
+            self._disk.write(self._file, part, offset)
+
     def _keep_sums(self) -> None:
-        if self._sums_file is not None and len(self._sums.sums) > self._kept:
-            self._disk.write(self._sums_file, memoryview(self._sums.sums)[self._kept :], self._kept)
-            self._kept = len(self._sums.sums)
+        if self._sums_file is not None and len(self._writer.sums) > self._kept:
+            self._disk.write(self._sums_file, memoryview(self._writer.sums)[self._kept :], self._kept)
+            self._kept = len(self._writer.sums)
 
     def resume(self, *, take: bool) -> None:
         """Take in what an earlier attempt left, as far as its chunk sums vouch for it; drop the rest."""
-        if self._sums_file is None or not take:
-            self._disk.truncate(self._file, 0)
-            if self._sums_file is not None:
-                self._disk.truncate(self._sums_file, 0)
-            return
-        sums = bytearray(self._disk.fstat(self._sums_file).size // SUM_SIZE * SUM_SIZE)
-        held = min(self._disk.fstat(self._file).size, self._partial.size)
-        del sums[self._disk.read(self._sums_file, sums, 0) :]
-        buffer = bytearray(CHUNK)
+        if self._sums_file is not None and take:
+            self._take_over(self._sums_file)
+        if self._sums_file is not None:
+            self._disk.truncate(self._sums_file, self._kept)
+        self._disk.truncate(self._file, self._head + self.offset if self.offset else 0)
+        self._flushed = self.offset
+
+    def _take_over(self, sums_file: File) -> None:
+        disk, form = self._disk, self._generation.form
+        sums = bytearray(disk.fstat(sums_file).size // SUM_SIZE * SUM_SIZE)
+        held = min(disk.fstat(self._file).size - self._head, self._size)
+        del sums[disk.read(sums_file, sums, 0) :]
+        head = bytearray(self._head)
+        del head[disk.read(self._file, head, 0) :]
+        try:
+            reader = form.reader(self._name, self._size, bytes(head))
+            self._writer = form.writer(self._name, self._size, head=bytes(head))
+        except FormatError:
+            return  # nothing to go on with; the writer is still the one that begins anew
+        stored, content = memoryview(bytearray(CHUNK + SUM_SIZE)), memoryview(bytearray(CHUNK))
         for index in range(len(sums) // SUM_SIZE):
-            start, end = chunk_range(index, self._partial.size)
-            view = memoryview(buffer)[: max(0, end - start)]
-            if not view or end > held or self._disk.read(self._file, view, start) < len(view):
+            start, end = chunk_range(index, self._size)
+            view = content[: max(0, end - start)]
+            raw = stored if reader.apart else view
+            if not view or end > held or disk.read(self._file, raw[: len(view)], self._head + start) < len(view):
                 break
-            if chunk_sum(view) != sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]:
+            if reader.unpack(raw, view, start, sums) is not None:
                 break
             self._verifier.feed(view)
-            self._sums.feed(view)
-        self._kept = len(self._sums.sums)
-        self._disk.truncate(self._sums_file, self._kept)
-        self._disk.truncate(self._file, self.offset)
-        self._flushed = self.offset
+            self._writer.keep(view, bytes(sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]))
+        self._kept = len(self._writer.sums)
 
     def _retract(self, blobs: Dir, metas: Dir, *, meta_too: bool) -> None:
         """Undo a publication that came to no good end, as far as the disk lets us; recovery does the rest."""
-        name = blob_name(self._partial.digest)
         if not self._named:
             with suppress(OSError):
-                self._disk.remove(blobs, name)
+                self._disk.remove(blobs, self._name)
         if meta_too:
             with suppress(OSError):
-                self._disk.remove(metas, name)
+                self._disk.remove(metas, self._name)
 
     def _drop(self) -> None:
         if not self._open:
@@ -210,9 +229,12 @@ class Ingest:
             self._disk.close(self._sums_file)
 
 
-def worth_keeping(size: int, held: int, sums: int) -> bool:
-    """Tell whether a write can be gone on with: it has ``held`` of ``size`` bytes, and ``sums`` bytes of their sums."""
-    return size >= _RESUMABLE and held >= CHUNK and sums >= SUM_SIZE
+def worth_keeping(held: int, sums: int) -> bool:
+    """Tell whether a write can be gone on with: it has ``held`` bytes of the blob, and ``sums`` bytes of their sums.
+
+    Only a blob worth it has a file of sums.
+    """
+    return held >= CHUNK and sums >= SUM_SIZE
 
 
 def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> Ingest | None:
@@ -223,7 +245,7 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
     :raises NoSpaceError: when there is not enough.
     """
     disk = generation.disk
-    partial = Partial(descriptor.digest, descriptor.size, disk.boot)
+    partial = generation.form.partial(descriptor.digest, descriptor.size, disk.boot)
     with generation.guarding("begin a blob"):
         file = disk.create(generation.incoming, partial.data, exist_ok=True)
     ingest: Ingest | None = None
@@ -243,9 +265,9 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
         sums = None
         if descriptor.size >= _RESUMABLE:
             sums = disk.create(generation.incoming, partial.sums, exist_ok=True)
-        ingest = Ingest(generation, partial, file, sums)
+        ingest = Ingest(generation, descriptor, partial, file, sums)
         ingest.resume(take=resume)
-        disk.reserve(file, descriptor.size)
+        disk.reserve(file, generation.form.head + descriptor.size)
     except OSError as error:
         if ingest is not None:
             ingest.abort()

@@ -57,7 +57,6 @@ __all__ = [
     "parse_format",
     "parse_generation_name",
     "parse_key",
-    "parse_partial",
     "ref_name",
     "shard",
     "slot_name",
@@ -91,7 +90,7 @@ _GENERATION = re.compile(r"([0-9a-f]{40})\.([1-9][0-9]{0,17})")
 _DISCARDED = re.compile(r"([0-9a-f]{40})\.[1-9][0-9]{0,17}\.[0-9a-f]{1,32}")
 _TEMPORARY = re.compile(r"tmp\.([0-9a-f]{1,32})\.[0-9a-f]{1,32}")
 _STATE = re.compile(r"(live|purging|dead)\.([1-9][0-9]{0,17})")
-_PARTIAL = re.compile(r"([0-9a-f]{64}(?:[0-9a-f]{64})?)\.(0|[1-9][0-9]{0,18})\.([0-9a-f]{1,32})\.(part|sums)")
+_PARTIAL = re.compile(r"([0-9a-f.]+)\.([0-9a-f]{1,32})\.(?:part|sums)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +176,9 @@ def parse_blob_name(name: str) -> Digest | None:
     return Digest.parse(f"{'sha256' if len(name) == 64 else 'sha512'}:{name}")
 
 
-def lock_name(digest: Digest) -> str:
-    """Return the file whose lock guards the names of ``digest``: one of :data:`LOCK_NAMES`."""
-    return digest.encoded[0]
+def lock_name(name: str) -> str:
+    """Return the file whose lock guards a blob's or reference's ``name``: one of :data:`LOCK_NAMES`."""
+    return name[0]
 
 
 LOCK_NAMES = "0123456789abcdef"
@@ -194,28 +193,29 @@ def shard(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The name of an unfinished write: bound to what it will be and to the boot in which its bytes can be trusted."""
+    """The name of an unfinished write.
 
-    digest: Digest
-    size: int
+    Its ``stem`` binds it to what it will be, ``boot`` to the boot in which its bytes can be trusted.
+    """
+
+    stem: str
     boot: str
 
     @property
     def data(self) -> str:
         """Name of the bytes so far. Its lock is the right to write it."""
-        return f"{self.digest.encoded}.{self.size}.{self.boot}.part"
+        return f"{self.stem}.{self.boot}.part"
 
     @property
     def sums(self) -> str:
         """Name of the sums of the whole chunks so far."""
-        return f"{self.digest.encoded}.{self.size}.{self.boot}.sums"
+        return f"{self.stem}.{self.boot}.sums"
 
-
-def parse_partial(name: str) -> Partial | None:
-    """Undo :attr:`Partial.data` and :attr:`Partial.sums`; ``None`` for any other name."""
-    match = _PARTIAL.fullmatch(name)
-    digest = parse_blob_name(match[1]) if match else None
-    return Partial(digest, int(match[2]), match[3]) if match and digest else None
+    @staticmethod
+    def parse(name: str, *, stem: re.Pattern[str]) -> Partial | None:
+        """Undo :attr:`data` and :attr:`sums`; ``None`` for any other name, or one of another stem."""
+        match = _PARTIAL.fullmatch(name)
+        return Partial(match[1], match[2]) if match and stem.fullmatch(match[1]) else None
 
 
 def temporary_name(boot: str, token: str) -> str:

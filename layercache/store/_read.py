@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Self
 
 from layercache.errors import IntegrityError
-from layercache.integrity import CHUNK, FIRST, SUM_SIZE, Verifier, chunk_count, chunk_index, chunk_range, chunk_sum
+from layercache.integrity import CHUNK, FIRST, SUM_SIZE, Verifier, chunk_count, chunk_index, chunk_range
 from layercache.oci import Digest
 from layercache.store._disk import Disk, File
 from layercache.store._faults import guarding
+from layercache.store._form import Reader
 from layercache.store._layout import Meta
 
 __all__ = ["Blob"]
@@ -30,7 +31,7 @@ def _take() -> mmap.mmap:
     with _pool_lock:
         if _pool:
             return _pool.pop()
-    return mmap.mmap(-1, _STRIDE)
+    return mmap.mmap(-1, _STRIDE + SUM_SIZE)
 
 
 def _give_back(buffer: mmap.mmap) -> None:
@@ -44,15 +45,26 @@ class Blob:
 
     Several threads may read through one handle.
 
+    :param reader: checks the chunks of the file, the first of which is at ``head``.
     :param check: raises once the generation is fenced; called after every read, before its bytes are given out.
     :param report: told about damage, once, before the error is raised.
     """
 
     def __init__(
-        self, disk: Disk, file: File, meta: Meta, *, check: Callable[[], None], report: Callable[[Blob], None]
+        self,
+        disk: Disk,
+        file: File,
+        meta: Meta,
+        *,
+        reader: Reader,
+        head: int,
+        check: Callable[[], None],
+        report: Callable[[Blob], None],
     ) -> None:
         self._disk = disk
         self._file = file
+        self._reader = reader
+        self._head = head
         self._check_live = check
         self._report = report
         self.meta = meta
@@ -146,7 +158,7 @@ class Blob:
             view = memoryview(buffer)
             for index in range(chunk_count(self.size)):
                 start, end = chunk_range(index, self.size)
-                if self._matches(view[: end - start], start, index):
+                if self._matches(view[: end - start], start):
                     continue
                 if bad and bad[-1][1] == start:
                     start = bad.pop()[0]
@@ -164,10 +176,9 @@ class Blob:
         try:
             view = memoryview(buffer)
             while start < end:
-                index = chunk_index(start)
-                _, stop = chunk_range(index, self.size)
+                _, stop = chunk_range(chunk_index(start), self.size)
                 piece = view[: stop - start]
-                if not self._matches(piece, start, index):
+                if not self._matches(piece, start):
                     raise IntegrityError("a damaged chunk", digest=self.digest, offset=start, length=stop - start)
                 yield piece
                 start = stop
@@ -184,21 +195,29 @@ class Blob:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _matches(self, view: memoryview, start: int, index: int) -> bool:
+    def _matches(self, view: memoryview, start: int) -> bool:
         try:
-            count = self._disk.read(self._file, view, start)
+            count, bad = self._load(view, start)
         except OSError:
             return False
         self._check_live()
-        return count == len(view) and chunk_sum(view) == self._sum(index)
+        return count == len(view) and bad is None
 
-    def _sum(self, index: int) -> bytes:
-        return self.meta.sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]
+    def _load(self, view: memoryview, start: int) -> tuple[int, int | None]:
+        """Read whole chunks; return the count of bytes there are, and the index of the first damaged chunk if any."""
+        scratch = _take() if self._reader.apart else None
+        try:
+            stored = view if scratch is None else memoryview(scratch)
+            count = self._disk.read(self._file, stored[: len(view)], self._head + start)
+            return count, None if count < len(view) else self._reader.unpack(stored, view, start, self.meta.sums)
+        finally:
+            if scratch is not None:
+                _give_back(scratch)
 
     def _fill(self, view: memoryview, start: int) -> None:
         with guarding(f"read {self.digest}"):
             try:
-                count = self._disk.read(self._file, view, start)
+                count, bad = self._load(view, start)
             except OSError as error:
                 if self._file.closed:
                     raise
@@ -209,16 +228,9 @@ class Blob:
         if count < len(view):
             self._report(self)
             raise IntegrityError("the file is too short", digest=self.digest, expected=self.size, actual=start + count)
-        end = start + len(view)
-        index = chunk_index(start)
-        while start < end:
-            _, stop = chunk_range(index, self.size)
-            piece = view[: stop - start]
-            if chunk_sum(piece) != self._sum(index):
-                self._report(self)
-                raise IntegrityError("a damaged chunk", digest=self.digest, offset=start, length=stop - start)
-            view = view[stop - start :]
-            start = stop
-            index += 1
+        if bad is not None:
+            self._report(self)
+            begin, end = chunk_range(bad, self.size)
+            raise IntegrityError("a damaged chunk", digest=self.digest, offset=begin, length=end - begin)
         # After the read: a byte read before the fence must not be given out after it.
         self._check_live()

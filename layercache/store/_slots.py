@@ -10,6 +10,7 @@ from dataclasses import replace
 from layercache.errors import StoreError
 from layercache.store._disk import Dir, Disk
 from layercache.store._files import PATIENCE, lock_within, write_small
+from layercache.store._form import PlainForm
 from layercache.store._generation import Generation
 from layercache.store._health import Health
 from layercache.store._layout import (
@@ -84,6 +85,7 @@ class Slots:
                 self._data,
                 slot,
                 state.generation,
+                form=PlainForm(),
                 health=self._health,
                 writable=self._writable,
             )

@@ -19,10 +19,7 @@ from layercache.store._layout import (
     QUARANTINE,
     REFS,
     Partial,
-    blob_name,
     is_temporary,
-    parse_blob_name,
-    parse_partial,
     shard,
 )
 from layercache.store._leftovers import Leftovers
@@ -89,7 +86,7 @@ class Sweep:
     def _incoming(self) -> None:
         partials: dict[str, Partial] = {}
         for name in sorted(self._disk.names(self._parts[IN])):
-            partial = parse_partial(name)
+            partial = self._generation.form.parse_partial(name)
             if partial is not None:
                 partials[partial.data] = partial
             elif is_temporary(name):
@@ -140,7 +137,7 @@ class Sweep:
             if (
                 partial.boot == disk.boot
                 and disk.now() - status.mtime < _STALE
-                and worth_keeping(partial.size, status.size, sums.size if sums is not None else 0)
+                and worth_keeping(status.size - self._generation.form.head, sums.size if sums is not None else 0)
             ):
                 return
             if sums is not None:
@@ -154,14 +151,11 @@ class Sweep:
 
     def _blobs(self) -> None:
         for folder, name in self._sharded(BLOBS):
-            digest = parse_blob_name(name)
-            if digest is None:
-                continue
             place = f"{self._place}/{BLOBS}/{folder}/{name}"
-            with self._leftovers.alone(place), self._generation.digest_lock(digest):
+            with self._leftovers.alone(place), self._generation.lock(name):
                 self._generation.check_slot()
-                if self._generation.has(digest):
-                    blob = self._generation.open_locked(digest)
+                if self._generation.holds(name):
+                    blob = self._generation.open_locked(name)
                     if blob is None:
                         self._leftovers.note("blob", place, detail="its record is missing or damaged; moved aside")
                     else:
@@ -169,13 +163,12 @@ class Sweep:
 
     def _records(self) -> None:
         for folder, name in self._sharded(META):
-            digest = parse_blob_name(name)
-            if digest is None or self._generation.has(digest):
+            if self._generation.holds(name):
                 continue
             place = f"{self._place}/{META}/{folder}/{name}"
-            with self._leftovers.alone(place), self._generation.digest_lock(digest):
+            with self._leftovers.alone(place), self._generation.lock(name):
                 self._generation.check_slot()
-                if not self._generation.has(digest):
+                if not self._generation.holds(name):
                     self._record(folder, name, place)
 
     def _record(self, folder: str, name: str, place: str) -> None:
@@ -207,8 +200,7 @@ class Sweep:
                 at = disk.dir(self._parts[part], folder)
                 try:
                     for name in sorted(disk.names(at)):
-                        digest = parse_blob_name(name)
-                        if digest is not None and shard(blob_name(digest)) == folder:
+                        if self._generation.form.is_blob(name) and shard(name) == folder:
                             found.append((folder, name))
                             continue
                         place = f"{self._place}/{part}/{folder}/{name}"
@@ -228,6 +220,6 @@ class Sweep:
             if self._generation.sound_ref(name):
                 continue
             place = f"{self._place}/{REFS}/{name}"
-            with self._leftovers.alone(place), self._generation.ref_lock(name):
+            with self._leftovers.alone(place), self._generation.lock(name):
                 if not self._generation.sound_ref(name):  # looked at again: a new one may have taken its place
                     self._leftovers.move_aside("reference", self._parts[REFS], name, place, to=self._parts[QUARANTINE])

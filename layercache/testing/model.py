@@ -18,7 +18,8 @@ from functools import cache
 from layercache.errors import FormatError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest
 from layercache.store import Meta, NamespaceName, Receipt, Ref
-from layercache.store._layout import LOCK_NAMES, SlotState, parse_blob_name, parse_partial, ref_name, slot_name
+from layercache.store._form import PlainForm
+from layercache.store._layout import LOCK_NAMES, SlotState, parse_blob_name, ref_name, slot_name
 from layercache.store._store import _OURS
 from layercache.testing._inodes import Node
 from layercache.testing.disk import Process, SimulatedDisk
@@ -311,7 +312,7 @@ def _orphans_within(folder: Node, boot: str) -> Iterator[str]:
                 yield f"meta {name} is damaged"
     incoming = folder.entries["in"].entries
     for name, node in incoming.items():
-        partial = parse_partial(name)
+        partial = PlainForm().parse_partial(name)
         if partial is None or partial.boot != boot or {partial.data, partial.sums} - incoming.keys():
             yield f"in/{name} of {node.size} bytes"
     for name, node in folder.entries["refs"].entries.items():

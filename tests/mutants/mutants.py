@@ -45,14 +45,14 @@ MUTANTS = (
     Mutant(
         "data not flushed",
         "_ingest",
-        "                disk.sync(self._file)\n                name =",
-        "                name =",
+        "                disk.sync(self._file)\n                record =",
+        "                record =",
     ),
     Mutant(
         "record not flushed",
-        "_generation",
-        "            disk.write(file, raw, 0)\n            disk.sync(file)\n            yield name",
-        "            disk.write(file, raw, 0)\n            yield name",
+        "_files",
+        "        disk.write(file, raw, 0)\n        disk.sync(file)\n        yield name",
+        "        disk.write(file, raw, 0)\n        yield name",
     ),
     Mutant(
         "record's directory not flushed",
@@ -69,7 +69,7 @@ MUTANTS = (
     Mutant(
         "blob named before its record",
         "_ingest",
-        "                        disk.rename(generation.incoming, temporary, metas, name, replace=True)\n"
+        "                        disk.rename(generation.incoming, new, metas, name, replace=True)\n"
         "                        placed = True\n"
         "                        disk.sync(metas)\n"
         "                        disk.rename(generation.incoming, self._partial.data, blobs, name, replace=False)\n"
@@ -78,19 +78,19 @@ MUTANTS = (
         "                        disk.rename(generation.incoming, self._partial.data, blobs, name, replace=False)\n"
         "                        self._named = False\n"
         "                        disk.sync(blobs)\n"
-        "                        disk.rename(generation.incoming, temporary, metas, name, replace=True)\n"
+        "                        disk.rename(generation.incoming, new, metas, name, replace=True)\n"
         "                        placed = True\n"
         "                        disk.sync(metas)\n",
     ),
     Mutant(
         "failed flush tried again",
         "_ingest",
-        "                disk.sync(self._file)\n                name =",
+        "                disk.sync(self._file)\n                record =",
         "                try:\n"
         "                    disk.sync(self._file)\n"
         "                except OSError:\n"
         "                    disk.sync(self._file)\n"
-        "                name =",
+        "                record =",
         where="faults of put two chunks: EIO",
     ),
     Mutant(
@@ -103,21 +103,21 @@ MUTANTS = (
     Mutant(
         "failed write not noticed",
         "_ingest",
-        "                self._disk.write(self._file, data, start)\n",
-        "                with suppress(OSError):\n                    self._disk.write(self._file, data, start)\n",
+        "            self._disk.write(self._file, part, offset)\n",
+        "            with suppress(OSError):\n                self._disk.write(self._file, part, offset)\n",
         where="faults of put: EIO",
     ),
     Mutant(
         "digest not compared",
         "_ingest",
-        "            self._verifier.finish()\n            meta =",
-        "            meta =",
+        "            self._verifier.finish()\n            with generation.",
+        "            with generation.",
     ),
     Mutant(
         "published without the lock",
         "_ingest",
-        "with generation.temporary(meta.pack()) as temporary, generation.digest_lock(digest):",
-        "with generation.temporary(meta.pack()) as temporary:",
+        "with temporary(disk, generation.incoming, record) as new, generation.lock(name):",
+        "with temporary(disk, generation.incoming, record) as new:",
         where="orders of put | remove",
     ),
     Mutant(
@@ -135,11 +135,11 @@ MUTANTS = (
     ),
     Mutant(
         "shard of another writer not flushed",
-        "_generation",
-        "                self.disk.make_dir(at, name)\n"
+        "_shards",
+        "                disk.make_dir(self.at, folder)\n"
         "        # Also when another made it: it may have died before its fsync, and our blob must not hang from a lost name.\n"
-        "        self.disk.sync(at)\n",
-        "                self.disk.make_dir(at, name)\n                self.disk.sync(at)\n",
+        "        disk.sync(self.at)\n",
+        "                disk.make_dir(self.at, folder)\n                disk.sync(self.at)\n",
         where="kills of killed, then put",
     ),
     # -- the right to write
@@ -174,7 +174,7 @@ MUTANTS = (
         "_generation",
         "                waited += 0.001\n            yield\n        finally:\n",
         "                waited += 0.001\n            yield\n        finally:\n"
-        "            with suppress(OSError):\n                disk.remove(self._locks, name)\n",
+        "            with suppress(OSError):\n                disk.remove(self._locks, lock_name(name))\n",
     ),
     # -- read, lease, remove
     Mutant(
@@ -192,8 +192,8 @@ MUTANTS = (
     ),
     Mutant(
         "bytes given out unchecked",
-        "_read",
-        "            if chunk_sum(piece) != self._sum(index):",
+        "_form",
+        "            if chunk_sum(into[begin - start : end - start]) != sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]:",
         "            if False:",
         where="cuts of damage",
     ),
@@ -219,7 +219,7 @@ MUTANTS = (
     Mutant(
         "removed without the lock",
         "_generation",
-        'with self.guarding(f"remove {digest}"), self.digest_lock(digest):',
+        'with self.guarding(f"remove {digest}"), self.lock(name):',
         'with self.guarding(f"remove {digest}"):',
         where="orders of put | remove",
     ),
@@ -233,8 +233,8 @@ MUTANTS = (
     Mutant(
         "reference not flushed",
         "_generation",
-        "ref_name(ref.reference), replace=True)\n            self.disk.sync(self._refs)\n",
-        "ref_name(ref.reference), replace=True)\n",
+        "self._refs, name, replace=True)\n            self.disk.sync(self._refs)\n",
+        "self._refs, name, replace=True)\n",
     ),
     # -- purge
     Mutant("word not set", "_purge", "                disk.word(file).set(1)\n", "                pass\n"),
@@ -318,9 +318,9 @@ MUTANTS = (
     Mutant(
         "sweep takes the record of a blob published just now",
         "_sweep",
-        "with self._leftovers.alone(place), self._generation.digest_lock(digest):\n"
+        "with self._leftovers.alone(place), self._generation.lock(name):\n"
         "                self._generation.check_slot()\n"
-        "                if not self._generation.has(digest):",
+        "                if not self._generation.holds(name):",
         "with self._leftovers.alone(place):\n                if True:",
         test="tests/test_store.py::test_a_sweep_leaves_the_record_of_a_blob_that_is_being_published",
     ),
@@ -353,9 +353,9 @@ MUTANTS = (
     ),
     Mutant(
         "directory of a new shard not flushed",
-        "_generation",
-        "        self.disk.sync(at)\n        return self.disk.dir(at, name)\n",
-        "        return self.disk.dir(at, name)\n",
+        "_shards",
+        "        disk.sync(self.at)\n        return disk.dir(self.at, folder)\n",
+        "        return disk.dir(self.at, folder)\n",
     ),
     Mutant(
         "end of a generation recorded twice",
