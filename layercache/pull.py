@@ -162,7 +162,12 @@ class Pull:
 
     def _fetch_document(self, target: Digest | Tag, *, expected: Descriptor | None = None) -> Descriptor:
         document = self._registry.document(
-            self._repository, target, expected=expected, control=self._control, ledger=self._ledger
+            self._repository,
+            target,
+            expected=expected,
+            tag=self._reference.tag,
+            control=self._control,
+            ledger=self._ledger,
         )
         descriptor = document.descriptor
         self._documents[descriptor.digest] = parse_document(document.raw, expected=descriptor.media_type)
@@ -306,7 +311,12 @@ class Pull:
 
     def _fetcher(self, descriptor: Descriptor) -> Fetch:
         return lambda offset: self._registry.fetch(
-            self._repository, descriptor, offset=offset, control=self._control, ledger=self._ledger
+            self._repository,
+            descriptor,
+            offset=offset,
+            parent=self._reference.tag or self._reference.digest,
+            control=self._control,
+            ledger=self._ledger,
         )
 
     def _again(self, descriptor: Descriptor) -> Iterator[bytes]:

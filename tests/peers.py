@@ -74,9 +74,21 @@ class Pushed:
 
 
 class PeerRegistry:
-    """docker-registry on a free loopback port over the directory ``store``; logs go to ``home``."""
+    """docker-registry on a free loopback port over the directory ``store``; logs go to ``home``.
 
-    def __init__(self, home: Path, store: Path, pushed: Mapping[str, Pushed] | None = None) -> None:
+    ``storage`` is another storage section of its configuration, ``sections`` are further ones (``auth``, ``proxy``).
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        store: Path,
+        pushed: Mapping[str, Pushed] | None = None,
+        *,
+        storage: Mapping[str, object] | None = None,
+        **sections: object,
+    ) -> None:
+        self._config = {"storage": storage or {"filesystem": {"rootdirectory": str(store)}}, **sections}
         self.home = home
         self.store = store
         self.pushed: dict[str, Pushed] = dict(pushed or {})
@@ -91,7 +103,7 @@ class PeerRegistry:
         config = {
             "version": "0.1",
             "log": {"level": "info", "formatter": "text"},
-            "storage": {"filesystem": {"rootdirectory": str(self.store)}},
+            **self._config,
             # With port 0 the kernel chooses, and the log says what: no port can be lost between asking and listening.
             "http": {"addr": self.host or "127.0.0.1:0", "secret": "none"},
         }

@@ -16,7 +16,18 @@ PACKAGE = Path(__file__).parent.parent / "layercache"
 LISTED = Path(__file__).parent / "public_names.txt"
 
 # Imported at their first use, never by `import layercache`.
-HEAVY = ("aiofiles", "asyncio", "boto3", "botocore", "hypothesis", "matplotlib", "rich", "zlib_ng", "zstandard")
+HEAVY = (
+    "aiofiles",
+    "asyncio",
+    "boto3",
+    "botocore",
+    "hypothesis",
+    "matplotlib",
+    "rich",
+    "urllib3",
+    "zlib_ng",
+    "zstandard",
+)
 
 
 def public_modules() -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from layercache.control import Control
 from layercache.errors import CancelledError, DeadlineError, LayerCacheError, UnauthorizedError
+from layercache.registry._ecr_host import PUBLIC_HOSTS
 from layercache.registry._effects import Authorise, Flow, Grant, Site
 from layercache.registry._flight import Flights
 from layercache.registry._token import exchange, realm_of
@@ -173,20 +174,28 @@ class Authority:
             kept = self._kept(key)
             if kept is not None:
                 return kept
-            shown = None if credential is None else _sealed(credential) if credential.password else None
-            token = run(
-                exchange(
-                    self._site,
-                    realm,
-                    scheme.service,
-                    scopes,
-                    grant=shown,
-                    identity="" if credential is None else credential.identity,
-                    reach=scheme.zone,
-                    hint=hint or _login(self._site),
-                )
-            )
             source = "anonymous" if credential is None else credential.source
+
+            def asked(who: Credential | None) -> Token:
+                return run(
+                    exchange(
+                        self._site,
+                        realm,
+                        scheme.service,
+                        scopes,
+                        grant=_sealed(who) if who is not None and who.password else None,
+                        identity="" if who is None else who.identity,
+                        reach=scheme.zone,
+                        hint=hint or _login(self._site),
+                    )
+                )
+
+            try:
+                token = asked(credential)
+            except UnauthorizedError:
+                if credential is None or self._site.host not in PUBLIC_HOSTS:
+                    raise
+                token, source = asked(None), "anonymous"  # stale credentials are no reason not to read what all may
             grant = Grant("Bearer", f"Bearer {token.value}", source=source)
             now = self._clock()
             with self._lock:
@@ -228,6 +237,8 @@ class Authority:
             except LayerCacheError as error:
                 problem = str(error)
             life = _FAILURE_LIFE if problem else _CREDENTIAL_LIFE
+            if credential is not None and credential.lifetime is not None:
+                life = min(life, credential.lifetime)
             found = _Found(credential, problem, self._clock() + life)
             with self._lock:
                 if len(self._found) >= _MOST_TOKENS:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Generator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from layercache.control import Control
 from layercache.errors import RegistryError
@@ -25,8 +25,10 @@ from layercache.registry._effects import (
     Send,
 )
 from layercache.registry._pace import Pace
-from layercache.registry._transport import Reply, Transport
 from layercache.registry._wire import Headers, parse_warnings
+
+if TYPE_CHECKING:
+    from layercache.registry._transport import Reply, Transport  # imports urllib3
 
 __all__ = ["Driver", "Session"]
 

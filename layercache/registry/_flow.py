@@ -175,11 +175,13 @@ def document(
     target: Digest | Tag,
     *,
     expected: Descriptor | None = None,
+    tag: Tag | None = None,
     attempts: int = _ATTEMPTS,
 ) -> Flow[Document]:
     """Manifest or index by digest or tag; its digest is that of the bytes that came, whatever a header says.
 
-    ``expected`` is the descriptor that named it, if any: then its size and media type hold, too.
+    ``expected`` is the descriptor that named it, if any: then its size and media type hold, too. ``tag`` is one that
+    led here: a pull-through cache (ECR) imports an image when a tag of it is asked for, and knows no digest before.
 
     :raises IntegrityError: if the bytes are not those of the digest asked for, or contradict the registry's own header.
     """
@@ -191,6 +193,8 @@ def document(
     except NotFoundError:
         if not isinstance(target, Digest):
             raise
+        if tag is not None and (yield from _touch(site, repository, tag)):
+            return (yield from document(site, repository, target, expected=expected, attempts=attempts))
         # Some registries keep manifests as blobs only. Nothing but a 404 may lead here: after a passing failure the
         # same bytes would be taken for something else.
         head, raw = yield from _small(
@@ -204,6 +208,15 @@ def document(
         raw, content_type=content_type or None, expected=None if expected is None else expected.media_type
     )
     return Document(Descriptor(media_type=parsed.media_type, digest=digest, size=len(raw)), raw)
+
+
+def _touch(site: Site, repository: Repository, parent: Digest | Tag) -> Flow[bool]:
+    """Whether the registry has what led to something that it does not know, or did not until it was asked for this."""
+    try:
+        yield from document(site, repository, parent)
+    except NotFoundError:
+        return False
+    return True
 
 
 def _small(
@@ -279,12 +292,19 @@ def _is_schema1(content_type: str) -> bool:
 
 
 def fetch(
-    site: Site, repository: Repository, descriptor: Descriptor, *, offset: int = 0, length: int | None = None
+    site: Site,
+    repository: Repository,
+    descriptor: Descriptor,
+    *,
+    offset: int = 0,
+    length: int | None = None,
+    parent: Digest | Tag | None = None,
 ) -> Flow[None]:
     """Deliver bytes of a blob in order, starting at ``offset``; after a break go on where it broke.
 
     Each connection starts at the registry: the storage it redirected to may have become invalid.
     Nothing is delivered beyond ``descriptor.size``; whether the bytes are the right ones is for the receiver to check.
+    ``parent`` is a manifest that led here, best by tag: a pull-through cache knows a blob only after its manifest.
 
     :raises IntegrityError: if the registry has more, or in the end fewer, bytes than the descriptor says.
     :raises UnreachableError: after three connections in a row that brought nothing.
@@ -303,15 +323,21 @@ def fetch(
         ranged = ranges and (at > 0 or end < size)
         # No If-Range: the digest tells whether it is the same content, and a mirror's tag may differ for equal bytes.
         headers = {**_PLAIN, "Accept": "*/*", **({"Range": f"bytes={at}-{end - 1}"} if ranged else {})}
-        hop, _ = yield from ask(
-            site,
-            "GET",
-            f"/v2/{repository.name}/blobs/{descriptor.digest}",
-            headers,
-            repository=repository.name,
-            what=what,
-            accept=(200, 206, 416) if ranged else (200,),
-        )
+        try:
+            hop, _ = yield from ask(
+                site,
+                "GET",
+                f"/v2/{repository.name}/blobs/{descriptor.digest}",
+                headers,
+                repository=repository.name,
+                what=what,
+                accept=(200, 206, 416) if ranged else (200,),
+            )
+        except NotFoundError:
+            if parent is None or not (yield from _touch(site, repository, parent)):
+                raise
+            parent = None
+            continue
         if hop.head.status != 200:
             fault = _partial_fault(hop.head, at, end, size)
             if fault:

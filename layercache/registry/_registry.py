@@ -15,9 +15,9 @@ from layercache.registry._effects import Site
 from layercache.registry._flow import Document
 from layercache.registry._pace import Pace
 from layercache.registry._sockets import Patience
-from layercache.registry._transport import Transport
 from layercache.registry._url import Url, Zone, zone_of
-from layercache.registry.auth import Credentials, DockerConfig
+from layercache.registry.auth import Credentials
+from layercache.registry.ecr import EcrCredentials
 
 __all__ = ["Registry"]
 
@@ -47,7 +47,7 @@ class Registry:
         if plain_http or (plain_http is None and (base.host == "localhost" or zone_of(base.host) is Zone.LOOPBACK)):
             base = Url.parse(f"http://{authority}/")
         self._site = Site(host, base)
-        self._credentials = DockerConfig() if credentials is None else credentials
+        self._credentials = EcrCredentials() if credentials is None else credentials
         self._realm_hosts = frozenset(realm_hosts)
         self._patience = Patience()
         self._session: tuple[int, Session] | None = None
@@ -66,12 +66,14 @@ class Registry:
         target: Digest | Tag,
         *,
         expected: Descriptor | None = None,
+        tag: Tag | None = None,
         control: Control,
         ledger: Ledger,
     ) -> Document:
         """Manifest or index, with the proven digest and size of its bytes.
 
-        ``expected`` is the descriptor that named it, if any: its size and media type must hold, too.
+        ``expected`` is the descriptor that named it, if any: its size and media type must hold, too. ``tag`` is one
+        that led here; where a pull-through cache does not know the digest yet, it is asked for the tag first.
 
         :raises IntegrityError: if the bytes are not those that ``target`` names.
         :raises InvalidManifestError: if they are no manifest or index.
@@ -79,7 +81,7 @@ class Registry:
         :raises NotFoundError: if the registry has no such document.
         :raises RegistryError: if it refuses, or gives no usable answer.
         """
-        flow = _flow.document(self._site, repository, target, expected=expected)
+        flow = _flow.document(self._site, repository, target, expected=expected, tag=tag)
         return self._driver(control, ledger, "wire").run(flow)
 
     def fetch(
@@ -89,19 +91,22 @@ class Registry:
         *,
         offset: int = 0,
         length: int | None = None,
+        parent: Digest | Tag | None = None,
         control: Control,
         ledger: Ledger,
     ) -> Generator[bytes, None, None]:
         """Bytes of a blob from ``offset`` on, in pieces of a mebibyte; the last, and those before a break, are shorter.
 
         A break is resumed where it happened. Never more bytes come than asked for. They are not verified: the receiver
-        does that. Nothing is sent before the first ``next``; closing the generator gives the connection back.
+        does that. ``parent`` is a manifest that led here; where a pull-through cache does not know the blob yet, it is
+        asked for that first. Nothing is sent before the first ``next``; closing the generator gives the connection
+        back.
 
         :raises IntegrityError: if the registry has more or fewer bytes than the descriptor says.
         :raises NotFoundError: if it has no such blob.
         :raises RegistryError: if it refuses, or gives no usable answer.
         """
-        flow = _flow.fetch(self._site, repository, descriptor, offset=offset, length=length)
+        flow = _flow.fetch(self._site, repository, descriptor, offset=offset, length=length, parent=parent)
         return self._driver(control, ledger, "wire").stream(flow)
 
     def close(self) -> None:
@@ -113,6 +118,9 @@ class Registry:
         pid = os.getpid()
         held = self._session
         if held is None or held[0] != pid:
+            # urllib3 is imported when a registry is really asked: it takes 50 ms.
+            from layercache.registry._transport import Transport  # noqa: PLC0415
+
             # Also in a forked child: its parent goes on using the sockets, and may have held a lock.
             authority = Authority(self._site, self._credentials, realm_hosts=self._realm_hosts)
             held = self._session = (

@@ -28,13 +28,15 @@ _TOKEN_USER = "<token>"  # noqa: S105 -- how a helper marks an identity token, n
 class Credential:
     """A user name with its ``password``, or with an ``identity`` token to trade for bearer tokens.
 
-    ``source`` says where it was found, for messages. Neither ``repr`` nor ``pickle`` gives the secrets away.
+    ``source`` says where it was found, for messages; ``lifetime`` for how many seconds from now it may be used, where
+    that is known. Neither ``repr`` nor ``pickle`` gives the secrets away.
     """
 
     username: str
     password: str = field(default="", repr=False)
     identity: str = field(default="", repr=False)
     source: str = ""
+    lifetime: float | None = field(default=None, compare=False)
 
     @property
     def fingerprint(self) -> str:
