@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +15,7 @@ from layercache.errors import FormatError, StoreClosedError, StoreError, UnsafeR
 from layercache.janitor import Janitor
 from layercache.namespace import Namespace, as_platform
 from layercache.oci import Platform, Repository
-from layercache.registry import Registry
+from layercache.registry import Credentials, EcrCredentials, Mirror, Pace, Registry, Tls
 from layercache.reports import NamespaceInfo
 from layercache.store import NamespaceName, Receipt, Store
 
@@ -47,6 +48,10 @@ class LayerCache:
         ``layercache`` in the XDG cache directory.
     :param platform: what to choose from a multi-platform image. Default: this host's.
     :param jobs: transfers at once, of one pull.
+    :param credentials: for registries and mirrors. Default: AWS's for Amazon ECR, else docker's and podman's.
+    :param mirrors: by registry host (``docker.io``), what is asked before the registry itself.
+    :param hosts_dir: a directory of ``hosts.toml`` files as containerd has it (``/etc/containerd/certs.d``).
+    :param tls: certificates for the registries themselves.
     :param janitor: let a thread of this process sweep and scrub the root now and then, if no other process does.
     """
 
@@ -57,6 +62,10 @@ class LayerCache:
         platform: Platform | str | None = None,
         jobs: int = _JOBS,
         janitor: bool = True,
+        credentials: Credentials | None = None,
+        mirrors: Mapping[str, Sequence[Mirror | str]] | None = None,
+        hosts_dir: str | os.PathLike[str] | None = None,
+        tls: Tls | None = None,
     ) -> None:
         if jobs < 1:
             raise ValueError("jobs must be at least 1")
@@ -64,7 +73,10 @@ class LayerCache:
         self.platform = Platform.host() if platform is None else as_platform(platform)
         self.jobs = jobs
         self._lock = threading.Lock()
-        self._registries: dict[tuple[str, bool | None], Registry] = {}
+        self._credentials, self._mirrors = credentials, dict(mirrors or {})
+        self._hosts_dir, self._tls = hosts_dir, tls
+        self._registries: dict[tuple[str, str, bool | None], Registry] = {}
+        self._pace = Pace()
         self._store: Store | None = None
         self._janitor: Janitor | None = None
         self._housekeeping = janitor
@@ -122,14 +134,24 @@ class LayerCache:
                     self._janitor = Janitor(self.store)
             return self._store
 
-    def registry(self, repository: Repository, plain_http: bool | None) -> Registry:  # noqa: FBT001
-        """Return the client for a repository's registry, one for all threads."""
-        key = (repository.api_host, plain_http)
+    def registry(self, repository: Repository, plain_http: bool | None, *, tenant: str = "") -> Registry:  # noqa: FBT001
+        """Return the client for a repository's registry, one for all threads of a tenant: tokens are never shared."""
+        key = (tenant, repository.api_host, plain_http)
         with self._lock:
             if self._closed:
                 raise StoreClosedError("the cache is closed", hint="open it again")
+            if self._credentials is None:
+                self._credentials = EcrCredentials()  # of all: ECR's tokens go by the AWS credential they are for
             if key not in self._registries:
-                self._registries[key] = Registry(key[0], plain_http=plain_http)
+                self._registries[key] = Registry(
+                    key[1],
+                    plain_http=plain_http,
+                    credentials=self._credentials,
+                    mirrors=self._mirrors.get(repository.host, ()),
+                    hosts_dir=self._hosts_dir,
+                    tls=self._tls,
+                    pace=self._pace,  # a host that has said "later" has said it to everybody
+                )
             return self._registries[key]
 
     def close(self) -> None:
@@ -147,11 +169,13 @@ class LayerCache:
             store.close()
 
     def _namespace(self, name: NamespaceName) -> Namespace:
-        return Namespace(name, store=self.store, registry=self.registry, platform=self.platform, jobs=self.jobs)
+        registry = partial(self.registry, tenant=name.text)
+        return Namespace(name, store=self.store, registry=registry, platform=self.platform, jobs=self.jobs)
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._registries, self._store, self._janitor = {}, None, None
+        self._pace = Pace()
 
     def __enter__(self) -> Self:
         return self

@@ -23,7 +23,7 @@ from layercache.cache import LayerCache
 from layercache.cli import main
 from layercache.oci import DOCKER_MANIFEST, Digest
 from layercache.testing.images import BuiltImage, build_image, layer_tar
-from layercache.testing.registry import ScriptedRegistry, Status, WrongBytes
+from layercache.testing.registry import BasicAuth, ScriptedRegistry, Status, WrongBytes
 
 NS = "acme/endpoint-7"
 LIBRARY = Path(json.__file__).parent
@@ -575,3 +575,31 @@ def test_names_cannot_take_over_the_terminal(run: Run) -> None:
 
     assert run("ls", "-q").out == "a\\x1b[2Jb\\nc\n"
     assert run("ls", "--json").json["namespaces"][0]["name"] == name
+
+
+def test_pull_asks_a_mirror_first(run: Run, reference: str, scripted: ScriptedRegistry) -> None:
+    """Whatever the registry of the reference is: here one that nobody listens at."""
+    name = reference.partition("/")[2]
+
+    done = run("pull", f"127.0.0.1:9/{name}", "-n", NS, "--mirror", f"http://{scripted.host}", "--json")
+
+    assert set(done.json["bytes_by_source"]) == {scripted.host}
+    assert all(request.query == "ns=127.0.0.1%3A9" for request in scripted.requests)
+
+
+def test_pull_takes_credentials_from_the_given_file(
+    run: Run, reference: str, scripted: ScriptedRegistry, tmp_path: Path
+) -> None:
+    """And from no other; one that cannot be read is in the error."""
+    scripted._gate.auth = BasicAuth("user", "canary")
+    file = tmp_path / "auth.json"
+    file.write_text(json.dumps({"auths": {scripted.host: {"username": "user", "password": "canary"}}}))
+
+    run("pull", reference, "-n", NS, code=1)
+    run("pull", reference, "-n", NS, "--auth-file", file)
+    assert "absent.json" in run("pull", reference, "-n", NS, "--auth-file", tmp_path / "absent.json", code=1).err
+
+
+def test_pull_says_which_certificate_cannot_be_used(run: Run, reference: str, tmp_path: Path) -> None:
+    """Wrong usage, before anything is sent."""
+    assert "absent.pem" in run("pull", reference, "-n", NS, "--ca", tmp_path / "absent.pem", code=2).err

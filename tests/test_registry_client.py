@@ -83,7 +83,7 @@ class Client:
     def __init__(self, host: str, credentials: Credentials | None = None, patience: Patience | None = None) -> None:
         self.registry = Registry(host, credentials=credentials or Anonymous())
         if patience is not None:
-            self.registry._patience = patience
+            self.registry._upstreams[0].patience = patience
         self.repository = Repository(host, NAME)
         self.ledger = Ledger()
 
@@ -733,7 +733,7 @@ def test_a_forked_child_makes_its_own_connections(scripted: ScriptedRegistry, cl
 )
 def test_plain_http_is_for_loopback_or_by_request(host: str, plain: bool | None, expected: str) -> None:
     """A password never goes over http unless the host is one of these."""
-    assert str(Registry(host, plain_http=plain)._site.base) == expected
+    assert str(Registry(host, plain_http=plain)._upstreams[-1].site.base) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from layercache.cache import LayerCache, default_root
 from layercache.cli._output import Output, age, binary, note, pairs, printable, table
@@ -17,6 +18,7 @@ from layercache.cli._progress import progress
 from layercache.errors import InUseError, InvalidError, NotFoundError, UnsupportedError
 from layercache.namespace import Namespace
 from layercache.oci import OCTET_STREAM, Digest, MediaType, Platform, Reference
+from layercache.registry import DockerConfig, Tls
 from layercache.reports import BlobInfo, ImageInfo, NamespaceInfo, PullReport
 
 __all__ = ["COMMANDS", "DONE", "FAILED", "INTEGRITY", "MISSING", "PARTLY", "USAGE"]
@@ -30,7 +32,14 @@ _BASE64_STEP = 3 << 18
 def _pull(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
     reference = Reference.parse(args.reference)
     platform = Platform.parse(args.platform) if args.platform is not None else None
-    with _namespace(args, create=True) as namespace:
+    tls = Tls(tuple(args.ca), args.cert or "") if args.ca or args.cert else None
+    access = {
+        "credentials": None if args.auth_file is None else DockerConfig(args.auth_file),
+        "mirrors": {reference.repository.host: args.mirror},
+        "hosts_dir": args.hosts_dir,
+        "tls": tls,
+    }
+    with _namespace(args, create=True, **access) as namespace:
         with (
             progress(quiet=args.quiet, verbose=args.verbose, no_progress=args.no_progress) as show,
             namespace.pull(
@@ -243,11 +252,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Output, threading.Event], int]
 
 
 @contextmanager
-def _namespace(args: argparse.Namespace, *, create: bool = False) -> Iterator[Namespace]:
+def _namespace(args: argparse.Namespace, *, create: bool = False, **access: Any) -> Iterator[Namespace]:
     root = _root(args)
     if not create and not root.is_dir():
         raise NotFoundError(f"no cache at {str(root)!r}", hint="name its directory with --root")
-    with LayerCache(root, janitor=False) as cache:
+    with LayerCache(root, janitor=False, **access) as cache:
         yield cache.namespace(args.namespace)
 
 

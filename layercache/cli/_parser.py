@@ -107,6 +107,13 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--jobs", metavar="N", type=_count, help="blobs fetched at a time")
     verb.add_argument("--fresh", action="store_true", help="fail if the tag cannot be resolved now")
     verb.add_argument("--timeout", metavar="S", type=_seconds, help="give up after S seconds")
+    verb.add_argument("--auth-file", metavar="FILE", help="credentials as docker and podman keep them; no others count")
+    verb.add_argument("--ca", metavar="FILE", action="append", default=[], help="trust this authority (PEM), too")
+    verb.add_argument("--cert", metavar="FILE", help="show this client certificate, with its key in the file (PEM)")
+    verb.add_argument(
+        "--mirror", metavar="URL", action="append", default=[], help="ask this one first; may be repeated"
+    )
+    verb.add_argument("--hosts-dir", metavar="DIR", help="mirrors and certificates as containerd has them (hosts.toml)")
 
     verb = _add(
         commands, "ls", "[-n NS] [options]", "list namespaces, or what one of them holds", _LS, aliases=["list"]

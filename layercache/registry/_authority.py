@@ -93,6 +93,11 @@ class Authority:
             return grant
         return self._bearer(ask, scheme, run, control)
 
+    def has_credentials(self) -> bool:
+        """Whether any were found for this registry."""
+        with self._lock:
+            return any(found.credential is not None for found in self._found.values())
+
     # --- challenges ---
 
     def _learn(self, ask: Authorise) -> _Scheme:

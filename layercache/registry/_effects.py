@@ -32,10 +32,21 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The registry of a conversation: ``host`` as people write it, ``base`` where its API is."""
+    """The registry of a conversation: ``host`` as people write it, ``base`` where its API is.
+
+    Of a mirror, ``ns`` is the registry that is meant, ``prefix`` the path of its API; ``headers`` go to it alone.
+    """
 
     host: str
     base: Url
+    ns: str = ""
+    prefix: str = "/v2"
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    def at(self, path: str) -> Url:
+        """URL of a path of its API."""
+        url = self.base.at(f"{self.prefix}/{path}")
+        return url.asking([("ns", self.ns)]) if self.ns else url
 
     @property
     def authority(self) -> str:

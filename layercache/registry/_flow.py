@@ -75,7 +75,9 @@ def ask(
     renewed = returned = False
     while True:
         try:
-            hop = yield from follow(method, site.base.at(path), headers, home=site.base, reach=None, grant=grant)
+            hop = yield from follow(
+                method, site.at(path), headers, home=site.base, reach=None, grant=grant, own=dict(site.headers)
+            )
         except LostError as lost:
             attempt += 1
             if attempt >= min(attempts, lost.tries) or not (yield Pause(site.authority, attempt)):
@@ -140,7 +142,7 @@ def resolve(site: Site, reference: Reference) -> Flow[Descriptor]:
         hop, _ = yield from ask(
             site,
             "HEAD",
-            f"/v2/{reference.repository.name}/manifests/{target}",
+            f"{reference.repository.name}/manifests/{target}",
             _DOCUMENTS,
             repository=reference.repository.name,
             what=what,
@@ -227,7 +229,7 @@ def _small(
         hop, _ = yield from ask(
             site,
             "GET",
-            f"/v2/{repository.name}/{path}",
+            f"{repository.name}/{path}",
             _DOCUMENTS,
             repository=repository.name,
             what=what,
@@ -327,7 +329,7 @@ def fetch(
             hop, _ = yield from ask(
                 site,
                 "GET",
-                f"/v2/{repository.name}/blobs/{descriptor.digest}",
+                f"{repository.name}/blobs/{descriptor.digest}",
                 headers,
                 repository=repository.name,
                 what=what,

@@ -50,11 +50,13 @@ def follow(
     reach: Zone | None,
     grant: Grant | None,
     form: bytes | None = None,
+    own: Mapping[str, str] | None = None,
 ) -> Flow[Hop]:
     """Open reply to a request, after at most ten redirects.
 
-    The grant goes to the first origin only, and no more once another one was visited. Each hop may lead to the zone of
-    the hosts before it, or further out; the origin of ``home``, the registry's own, is always allowed.
+    The grant, and the fields ``own``, go to the first origin only, and no more once another one was visited. Each hop
+    may lead to the zone of the hosts before it, or further out; the origin of ``home``, the registry's own, is always
+    allowed.
 
     :raises PolicyError: if a redirect leads from https to http or to what is no URL of a host.
     :raises LostError: if there was no answer.
@@ -65,7 +67,7 @@ def follow(
         head: Head = yield Send(
             method,
             url,
-            headers,
+            {**headers, **own} if own and not left else headers,
             reach=None if url.origin == home.origin else reach,
             grant=None if left else grant,
             form=form,

@@ -1,36 +1,56 @@
-"""One registry, spoken to from many threads."""
+"""A registry and its mirrors, asked one after the other."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Collection, Generator
+import threading
+import time
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from layercache.control import Control
+from layercache.errors import LayerCacheError
 from layercache.metrics import Ledger
 from layercache.oci import Descriptor, Digest, Reference, Repository, Tag
-from layercache.registry import _flow
-from layercache.registry._authority import Authority
-from layercache.registry._driver import Driver, Session
+from layercache.registry._chain import Health, falls_through, in_order, is_outage
 from layercache.registry._effects import Site
 from layercache.registry._flow import Document
 from layercache.registry._pace import Pace
 from layercache.registry._sockets import Patience
+from layercache.registry._upstream import Upstream
 from layercache.registry._url import Url, Zone, zone_of
 from layercache.registry.auth import Credentials
 from layercache.registry.ecr import EcrCredentials
+from layercache.registry.hosts import read_hosts
+from layercache.registry.sources import Mirror, Tls
 
 __all__ = ["Registry"]
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger("layercache.registry")
 
 
 class Registry:
     """A client for the registry ``host`` (``docker.io``, ``127.0.0.1:5000``), for use by many threads.
 
-    ``plain_http`` speaks http instead of https; where it is not given, to loopback hosts only. ``credentials`` default
-    to what docker and podman were logged in with. A password goes to the registry itself and to the known token
-    endpoint of its operator; ``realm_hosts`` names further ones (``*`` for any that the registry names).
+    ``plain_http`` speaks http instead of https; where it is not given, to loopback hosts only, and not where ``tls``
+    has certificates for them. ``credentials`` default to AWS's for the hosts of Amazon ECR and to what docker and
+    podman were logged in with. A password goes to the registry itself and to the known token endpoint of its operator;
+    ``realm_hosts`` names further ones (``*`` for any that the registry names).
+
+    ``mirrors`` are asked first, in their order, then those of ``hosts_dir`` (containerd's ``certs.d``), then the
+    registry itself. A mirror is told which registry is meant (``?ns=``) and gets its own credentials, never the
+    registry's. What it does not have or cannot give is asked of the next; wrong bytes, and refused credentials, end it.
+    One that failed three times in a row, or is much slower than another, is asked last for a while.
 
     Connections and tokens belong to the process: a forked child makes its own. Every operation blocks, ends within
     0.2 s of a cancel, and raises only errors of :mod:`layercache.errors`, without secrets or queries of URLs in them.
+
+    :raises InvalidError: for a mirror that is no URL, and a ``hosts.toml`` that makes no sense.
     """
 
     def __init__(
@@ -40,17 +60,48 @@ class Registry:
         plain_http: bool | None = None,
         credentials: Credentials | None = None,
         realm_hosts: Collection[str] = (),
+        mirrors: Sequence[Mirror | str] = (),
+        hosts_dir: str | os.PathLike[str] | None = None,
+        tls: Tls | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.host = host
+        credentials = EcrCredentials() if credentials is None else credentials
+        found, server = ((), None) if hosts_dir is None else read_hosts(hosts_dir, _namespace(host))
+        chain = [one if isinstance(one, Mirror) else Mirror(one) for one in (*mirrors, *found)]
+
+        def upstream(site: Site, mirror: Mirror) -> Upstream:
+            patience = Patience() if mirror.dial_timeout is None else Patience(connect=mirror.dial_timeout)
+            return Upstream(
+                site,
+                credentials,
+                realm_hosts=frozenset(realm_hosts),
+                tls=mirror.tls,
+                resolves=mirror.resolve,
+                pulls=mirror.pull,
+                pace=pace,
+                patience=patience,
+            )
+
+        def as_mirror(mirror: Mirror) -> Upstream:
+            base = mirror.base
+            site = Site(base.authority, base, ns=_namespace(host), prefix=mirror.prefix, headers=mirror.headers)
+            return upstream(site, mirror)
+
+        self._upstreams = [as_mirror(mirror) for mirror in chain]
         authority = Repository(host, "any").api_host
-        base = Url.parse(f"https://{authority}/")
-        if plain_http or (plain_http is None and (base.host == "localhost" or zone_of(base.host) is Zone.LOOPBACK)):
-            base = Url.parse(f"http://{authority}/")
-        self._site = Site(host, base)
-        self._credentials = EcrCredentials() if credentials is None else credentials
-        self._realm_hosts = frozenset(realm_hosts)
-        self._patience = Patience()
-        self._session: tuple[int, Session] | None = None
+        if server is not None and server.url and server.base.authority != authority:
+            self._upstreams.append(as_mirror(server))  # another server in the registry's place is a mirror, too
+        else:
+            base = Url.parse(f"https://{authority}/")
+            near = base.host == "localhost" or zone_of(base.host) is Zone.LOOPBACK
+            if plain_http or (plain_http is None and near and (tls is None or not (tls.ca or tls.cert))):
+                base = Url.parse(f"http://{authority}/")
+            own = Mirror(authority) if server is None else server
+            own = own if tls is None else replace(own, tls=tls)
+            self._upstreams.append(upstream(Site(host, base, headers=own.headers), own))
+        self._healths = [Health() for _ in self._upstreams]
+        self._lock = threading.Lock()
 
     def resolve(self, reference: Reference, *, control: Control, ledger: Ledger) -> Descriptor:
         """What ``reference`` names now: media type, digest and the size that the registry claims.
@@ -58,7 +109,10 @@ class Registry:
         :raises NotFoundError: if the registry has no such image.
         :raises RegistryError: if it refuses, or gives no usable answer.
         """
-        return self._driver(control, ledger, "resolve").run(_flow.resolve(self._site, reference))
+        return self._try(
+            lambda one: one.resolve(reference, control=control, ledger=ledger),
+            self._usable(tag=reference.digest is None),
+        )
 
     def document(
         self,
@@ -81,8 +135,10 @@ class Registry:
         :raises NotFoundError: if the registry has no such document.
         :raises RegistryError: if it refuses, or gives no usable answer.
         """
-        flow = _flow.document(self._site, repository, target, expected=expected, tag=tag)
-        return self._driver(control, ledger, "wire").run(flow)
+        return self._try(
+            lambda one: one.document(repository, target, expected=expected, tag=tag, control=control, ledger=ledger),
+            self._usable(tag=not isinstance(target, Digest)),
+        )
 
     def fetch(
         self,
@@ -106,28 +162,83 @@ class Registry:
         :raises NotFoundError: if it has no such blob.
         :raises RegistryError: if it refuses, or gives no usable answer.
         """
-        flow = _flow.fetch(self._site, repository, descriptor, offset=offset, length=length, parent=parent)
-        return self._driver(control, ledger, "wire").stream(flow)
+        at = offset
+        end = descriptor.size if length is None else min(descriptor.size, offset + length)
+        numbers = self._usable(tag=False)
+        telling: LayerCacheError | None = None
+        for number in numbers:
+            start, served = time.monotonic(), False
+            pieces = self._upstreams[number].fetch(
+                repository,
+                descriptor,
+                offset=at,
+                length=length if at == offset else end - at,
+                parent=parent,
+                control=control,
+                ledger=ledger,
+            )
+            try:
+                with contextlib.closing(pieces):
+                    for piece in pieces:
+                        if not served:
+                            self._served(number, time.monotonic() - start)
+                            served = True
+                        at += len(piece)
+                        yield piece
+            except LayerCacheError as error:
+                telling = self._failed(number, error, telling)
+            else:
+                return
+        if telling is not None:
+            raise telling
 
     def close(self) -> None:
         """Close the connections that are not in use. The registry stays usable; it connects anew."""
-        if self._session is not None and self._session[0] == os.getpid():
-            self._session[1].transport.close()
-
-    def _driver(self, control: Control, ledger: Ledger, stage: str) -> Driver:
-        pid = os.getpid()
-        held = self._session
-        if held is None or held[0] != pid:
-            # urllib3 is imported when a registry is really asked: it takes 50 ms.
-            from layercache.registry._transport import Transport  # noqa: PLC0415
-
-            # Also in a forked child: its parent goes on using the sockets, and may have held a lock.
-            authority = Authority(self._site, self._credentials, realm_hosts=self._realm_hosts)
-            held = self._session = (
-                pid,
-                Session(pid, Transport(self._patience), authority, Pace(first=self._patience.pause)),
-            )
-        return Driver(held[1], control, ledger, stage)
+        for upstream in self._upstreams:
+            upstream.close()
 
     def __repr__(self) -> str:
         return f"Registry({self.host!r})"
+
+    # --- the chain ---
+
+    def _usable(self, *, tag: bool) -> list[int]:
+        with self._lock:
+            order = in_order(self._healths, time.monotonic())
+        return [n for n in order if (self._upstreams[n].resolves if tag else self._upstreams[n].pulls)] or [
+            len(self._upstreams) - 1
+        ]
+
+    def _try(self, ask: Callable[[Upstream], _T], numbers: list[int]) -> _T:
+        telling: LayerCacheError | None = None
+        for number in numbers:
+            start = time.monotonic()
+            try:
+                answer = ask(self._upstreams[number])
+            except LayerCacheError as error:
+                telling = self._failed(number, error, telling)
+            else:
+                self._served(number, time.monotonic() - start)
+                return answer
+        assert telling is not None  # noqa: S101 -- there is at least one source, and it raised
+        raise telling
+
+    def _served(self, number: int, seconds: float) -> None:
+        with self._lock:
+            self._healths[number].served(seconds)
+
+    def _failed(self, number: int, error: LayerCacheError, telling: LayerCacheError | None) -> LayerCacheError:
+        """The more telling of two errors, the registry's own before a mirror's; raises one that ends the matter."""
+        upstream = self._upstreams[number]
+        if not falls_through(error, credentials=upstream.has_credentials()):
+            raise error
+        if is_outage(error):
+            with self._lock:
+                self._healths[number].failed(time.monotonic())
+        if len(self._upstreams) > 1:
+            _log.warning("%s cannot help: %s", upstream.site.host, error.what)
+        return error if telling is None or number == len(self._upstreams) - 1 else telling
+
+
+def _namespace(host: str) -> str:
+    return "docker.io" if host == "registry-1.docker.io" else host

@@ -23,6 +23,7 @@ from typing import Any
 from layercache.control import Control
 from layercache.errors import LayerCacheError, PolicyError
 from layercache.registry._effects import LostError
+from layercache.registry._proxy import Proxy
 from layercache.registry._url import Zone, zone_of
 
 __all__ = ["SLICE", "Patience", "PlainSocket", "TlsSocket", "Watch", "dial", "watching"]
@@ -65,6 +66,7 @@ class Watch:
         "broken",
         "control",
         "patience",
+        "proxy",
         "reach",
         "sock",
         "stop",
@@ -75,6 +77,7 @@ class Watch:
         self.control = control
         self.patience = patience
         self.reach = reach
+        self.proxy: Proxy | None = None
         self.zone: Zone | None = None
         self.sock: PlainSocket | TlsSocket | None = None
         self.broken = ""
@@ -223,7 +226,8 @@ def dial(host: str, port: int) -> PlainSocket:
     assert watch is not None  # noqa: S101 -- only the transport dials
     until = time.monotonic() + watch.patience.connect
     found = _resolve(host, port, watch, until)
-    reach = watch.reach
+    # A proxy is the operator's own choice, wherever it is.
+    reach = watch.reach if watch.proxy is None else None
     near = [(family, where, zone_of(where[0])) for family, where in found]
     if reach is not None:
         near = [item for item in near if item[2] is not None and item[2] <= reach]

@@ -6,13 +6,14 @@ urllib3 neither repeats, nor redirects, nor decodes here; the flows decide.
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import logging
 import os
 import re
 import ssl
 import threading
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import urllib3
 import urllib3.connection
@@ -20,17 +21,20 @@ import urllib3.connectionpool
 import urllib3.exceptions
 
 from layercache.control import Control
-from layercache.errors import LayerCacheError
+from layercache.errors import InvalidError, LayerCacheError, PolicyError
 from layercache.registry._effects import Head, LostError, Send
+from layercache.registry._proxy import Proxies, Proxy
 from layercache.registry._sockets import SLICE, Patience, PlainSocket, TlsSocket, Watch, dial, watching
-from layercache.registry._url import Url, Zone
+from layercache.registry._url import Url, Zone, zone_of
 from layercache.registry._wire import Headers
+from layercache.registry.sources import Tls
 
 __all__ = ["Reply", "Transport"]
 
 _AGENT = "layercache"
 _DRAIN = 4096  # bytes that are cheaper to read than a connection is to make
 _HEAD_BYTES = 512 << 10  # times sixteen: the most that 100 fields of 64 KiB can be
+_PROXY_HEAD = 16 << 10
 _TIMEOUT = urllib3.Timeout(connect=SLICE, read=SLICE)
 
 
@@ -44,11 +48,44 @@ class _Dialling:
         return dial(self.host.strip("[]"), self.port)
 
 
+class _Tunnelling(_Dialling):
+    """The same, through the proxy of this thread's watch, if there is one."""
+
+    def _new_conn(self) -> PlainSocket:
+        watch = watching()
+        proxy = None if watch is None else watch.proxy
+        if proxy is None:
+            return super()._new_conn()
+        sock = dial(proxy.host, proxy.port)
+        try:
+            _connect_through(sock, proxy, self.host.strip("[]"), self.port)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+def _connect_through(sock: PlainSocket, proxy: Proxy, host: str, port: int) -> None:
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    shown = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
+    sock.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{shown}\r\n".encode("ascii"))
+    head = bytearray()
+    byte = bytearray(1)
+    while not head.endswith(b"\r\n\r\n"):  # byte by byte: what follows belongs to TLS
+        if not sock.recv_into(byte, 1) or len(head) > _PROXY_HEAD:
+            raise LostError(f"the proxy {proxy.host}:{proxy.port} gave no answer", tries=3)
+        head += byte
+    status = re.match(rb"HTTP/1\.[01] ([0-9]{3})", head)
+    if status is None or status[1] != b"200":
+        said = status[1].decode() if status else "with what is not HTTP"
+        raise LostError(f"the proxy {proxy.host}:{proxy.port} answered {said}", tries=1)
+
+
 class _PlainConnection(_Dialling, urllib3.connection.HTTPConnection):
     pass
 
 
-class _TlsConnection(_Dialling, urllib3.connection.HTTPSConnection):
+class _TlsConnection(_Tunnelling, urllib3.connection.HTTPSConnection):
     def connect(self) -> None:
         super().connect()
         # The TLS socket took over from the plain one that knew its peer.
@@ -63,6 +100,11 @@ class _PlainPool(urllib3.connectionpool.HTTPConnectionPool):
 
 class _TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
+
+    def _validate_conn(self, conn: Any) -> None:
+        # Not the inherited method: it warns of what verify=False asked for.
+        if conn.is_closed:
+            conn.connect()
 
 
 class Reply:
@@ -114,12 +156,21 @@ class Reply:
 
 
 class Transport:
-    """Connections to the hosts of one registry, for use by many threads of one process."""
+    """Connections to the hosts of one registry, for use by many threads of one process.
 
-    def __init__(self, patience: Patience) -> None:
+    ``tls`` is for the registry at ``home``; other hosts get its authorities, not its client certificate, and are always
+    verified. Proxies are those of the environment, as it is when this is made.
+
+    :raises InvalidError: for a proxy that is none.
+    """
+
+    def __init__(self, patience: Patience, tls: Tls | None = None, home: Url | None = None) -> None:
         self._patience = patience
-        self._managers: dict[Zone | None, urllib3.PoolManager] = {}
-        self._context: ssl.SSLContext | None = None
+        self._tls = Tls() if tls is None else tls
+        self._home = home
+        self._proxies = Proxies.of(os.environ)
+        self._managers: dict[tuple[Zone | None, Proxy | None, bool], urllib3.PoolManager] = {}
+        self._contexts: dict[bool, ssl.SSLContext] = {}
         self._lock = threading.Lock()
         _hide_queries()
 
@@ -134,15 +185,29 @@ class Transport:
         headers = {"User-Agent": _AGENT, **request.headers}
         if request.grant is not None:
             headers["Authorization"] = request.grant.header()
+        proxy = watch.proxy = self._proxies.of_url(url)
+        if proxy is not None and request.reach is not None and _is_numeric(url.host):
+            # A name is the proxy's to resolve; an address can be judged here.
+            zone = zone_of(url.host)
+            if zone is None or zone > request.reach:
+                raise PolicyError(f"{url.host} is an address that this registry must not lead to", host=url.host)
+        if proxy is not None and proxy.authorization and url.scheme == "http":
+            headers["Proxy-Authorization"] = proxy.authorization
+        home = self._home is not None and url.origin == self._home.origin
+        manager = self._manager(request.reach, url.scheme, proxy, home=home)
         with watch.at_work(most=_HEAD_BYTES, within=self._patience.head):
             watch.check()
             try:
-                response = self._manager(request.reach, url.scheme).urlopen(
+                sender: Any = manager
+                if proxy is not None and url.scheme == "http":
+                    sender = manager.connection_from_host(proxy.host, proxy.port, "http")
+                response = sender.urlopen(
                     request.method,
                     f"{url.scheme}://{url.authority}{url.target}",
                     body=request.form,
                     headers=headers,
                     redirect=False,
+                    assert_same_host=False,
                     retries=False,
                     preload_content=False,
                     decode_content=False,
@@ -151,7 +216,7 @@ class Transport:
             except Exception as error:  # noqa: BLE001 -- every foreign error is mapped here
                 watch.drop()
                 _raise(error, watch, url)
-        zone = None if watch.sock is None else watch.sock.zone
+        zone = None if watch.sock is None or proxy is not None else watch.sock.zone
         head = Head(response.status, Headers(response.headers.items()), zone, time.time())
         return Reply(head, response, watch, url)
 
@@ -162,21 +227,44 @@ class Transport:
         for manager in managers.values():
             manager.clear()
 
-    def _manager(self, reach: Zone | None, scheme: str) -> urllib3.PoolManager:
+    def _manager(self, reach: Zone | None, scheme: str, proxy: Proxy | None, *, home: bool) -> urllib3.PoolManager:
         """Pools of one reach: a connection that was made under a wider one is never used under a narrower."""
         with self._lock:
-            manager = self._managers.get(reach)
+            key = (reach, proxy, home)
+            manager = self._managers.get(key)
             if manager is None:
                 manager = urllib3.PoolManager(num_pools=16, maxsize=32, block=False)
                 manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
-                self._managers[reach] = manager
+                self._managers[key] = manager
             if scheme == "https" and "ssl_context" not in manager.connection_pool_kw:
-                if self._context is None:  # costs some milliseconds: made when first needed
-                    context = ssl.create_default_context()
-                    context.sslsocket_class = TlsSocket
-                    self._context = context
-                manager.connection_pool_kw["ssl_context"] = self._context
+                if home not in self._contexts:  # costs some milliseconds: made when first needed
+                    self._contexts[home] = _context(self._tls, home=home)
+                manager.connection_pool_kw["ssl_context"] = self._contexts[home]
             return manager
+
+
+def _context(tls: Tls, *, home: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.sslsocket_class = TlsSocket
+    try:
+        for file in tls.ca:
+            context.load_verify_locations(file)
+        if home and tls.cert:
+            context.load_cert_chain(tls.cert, tls.key or None, password=lambda: b"")
+    except (OSError, ValueError) as error:
+        raise InvalidError("a certificate file cannot be used", value=f"{tls.ca} {tls.cert}") from error
+    if home and not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _raise(error: Exception, watch: Watch, url: Url) -> NoReturn:
