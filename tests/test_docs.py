@@ -144,3 +144,16 @@ def test_demo_shows_the_main_job(tmp_path: Path) -> None:
     assert "stale" in lines["offline"]
     assert "unlinked" in lines["purge"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_registry_rules_are_all_there_and_name_tests_that_exist() -> None:
+    """Ninety-three rules, each once; a test that was renamed shows here."""
+    text = (ROOT / "docs" / "registry.md").read_text()
+    known = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)] == list(range(1, 94))
+    assert sorted(set(re.findall(r"`(test_\w+)`", text)) - known) == []
