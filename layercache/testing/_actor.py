@@ -359,7 +359,7 @@ class Actor:
         except NoSpaceError:
             incoming = self.model.disk.at("data", f"{home[0]}.{home[1]}", "in")
             for name, node in (incoming.entries if incoming else {}).items():
-                ours = name.startswith(content.digest.encoded) and self.process.boot in name
+                ours = name.startswith(content.digest.encoded) and self.process.reached.get(name) is node
                 if ours and not node.locks and not self._excused and not self._elsewhere(node):
                     raise ViolationError(f"no space, and {name} stays") from None
             raise

@@ -181,6 +181,8 @@ class Process:
         """When its pause ends."""
         self.about = ""
         """What the last verb was about."""
+        self.reached: dict[str, Node] = {}
+        """What it last opened for writing, by name."""
         self._made = 0
         self.root: Dir = self._track(SimulatedDir(self._next(), disk.tree.root))
 
@@ -485,6 +487,8 @@ class Process:
     def _open(self, node: Node, name: str, *, writable: bool) -> File:
         if node.kind != "file":
             raise _error(errno.EISDIR if node.kind == "dir" and writable else errno.EMEDIUMTYPE, name)
+        if writable:
+            self.reached[name] = node
         return self._track(SimulatedFile(self._next(), node, writable=writable))
 
 

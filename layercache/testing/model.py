@@ -19,7 +19,7 @@ from layercache.errors import FormatError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest
 from layercache.store import Meta, NamespaceName, Receipt, Ref
 from layercache.store._form import PlainForm
-from layercache.store._layout import LOCK_NAMES, SlotState, parse_blob_name, ref_name, slot_name
+from layercache.store._layout import LOCK_NAMES, SlotState, is_temporary, parse_blob_name, ref_name, slot_name
 from layercache.store._store import _OURS
 from layercache.testing._inodes import Node
 from layercache.testing.disk import Process, SimulatedDisk
@@ -252,7 +252,10 @@ class Model:
             locks = self.disk.at("data", node.home, "locks")
             if len(name) == 1 and self.live(home) and locks is not None and name not in locks.entries:
                 raise ViolationError(f"lock file {name} was unlinked")
-            if guarded and any(handle not in own for handle in node.locks):
+            # A record's writer keeps the lock of its temporary a little longer than the record has its place.
+            placed = "." not in name
+            others = (handle for handle in node.locks if handle not in own)
+            if guarded and any(not (placed and is_temporary(getattr(handle, "about", ""))) for handle in others):
                 raise ViolationError(f"{name} was unlinked while another process holds its lock")
             if any(held is node and not reader.dead for reader, _, held in self.leases):
                 raise ViolationError(f"{name} was unlinked while it is open")
