@@ -265,7 +265,7 @@ class PosixDisk:
         hint = "choose another root"
         with guarding("open the root"):
             try:
-                os.makedirs(path, mode=0o700, exist_ok=True)
+                _make_durably(os.path.abspath(path))
                 disk = PosixDisk(os.fspath(path))
             except (NotADirectoryError, FileExistsError) as error:
                 raise UnsafeRootError("the root is not a directory", hint=hint) from error
@@ -347,6 +347,11 @@ class PosixDisk:
 
     def sync(self, handle: Handle) -> None:
         os.fsync(handle.fd)
+        if isinstance(handle, File):
+            # Some filesystems tell at a close what their fsync did not. A second descriptor closes now, while the file
+            # has no name yet and can be dropped, and the lock stays with the first.
+            with suppress(InterruptedError):  # it is closed all the same
+                os.close(os.dup(handle.fd))
 
     def touch(self, file: File) -> None:
         os.utime(file.fd)
@@ -417,8 +422,7 @@ class PosixDisk:
         if fd >= 0:
             with _handles_lock:
                 _handles.discard(handle)
-            # The descriptor is gone whatever close says, and a local filesystem writes nothing at close: what had to be
-            # durable was flushed before, and that flush has told.
+            # The descriptor is gone whatever close says, and what had to be durable has been through `sync`.
             with suppress(OSError):
                 os.close(fd)
 
@@ -438,6 +442,26 @@ class PosixDisk:
         with _handles_lock:
             _handles.add(handle)
         return handle
+
+
+def _make_durably(path: str | os.PathLike[str]) -> None:
+    """Make a directory (0700) and those above it, as far as they are missing, so that no power cut takes their names.
+
+    Also one that is there and empty: whoever made it may have died before its name was durable.
+    """
+    if os.path.isdir(path) and os.listdir(path):
+        return
+    above = os.path.dirname(path)
+    if not os.path.isdir(above):
+        _make_durably(above)
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    with suppress(PermissionError):  # it may be searched and not read: then its owner made this one
+        fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _errno_of(function: Callable[..., int], *args: object) -> int:

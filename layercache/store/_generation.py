@@ -346,12 +346,14 @@ class Generation:
     def lease(self, name: str, meta: Meta, *, writer: File) -> Blob:
         """Return the blob that ``writer`` has just published, leased without a gap."""
         disk = self.disk
-        disk.lock(writer, exclusive=False)  # ours alone until now, so this cannot be refused
         with self._blobs.folder(name) as blobs:
             if blobs is None:
                 raise FileNotFoundError(errno.ENOENT, "gone", name)
             file = disk.open(blobs, name)
         try:
+            # Ours alone until now, so this cannot be refused. Not before the opening: where that fails, the name is
+            # taken back, and nobody may have it by then.
+            disk.lock(writer, exclusive=False)
             if not disk.lock(file, exclusive=False):
                 raise BlockingIOError(errno.EWOULDBLOCK, "a shared lock was refused beside another", name)
             return self._blob(name, file, meta)

@@ -11,6 +11,7 @@ sees nothing but its calls. A fresh process then recovers the root and compares 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -349,6 +350,8 @@ def run(point: Point) -> Outcome:
         # (A close that was injected did not close: what follows from that is the injection's doing.)
         if point.harmless and promises.errors and point.call != "close":
             outcome.findings.append(f"{point.fault} is no reason to fail: {'; '.join(promises.errors)}")
+        if point.fault == "EIO" and _refuses_the_last_close(outcome.log) and not promises.errors:
+            outcome.findings.append("a file whose close failed was taken for durable")
         looker = _Life(lambda say, _: _look(root, promises, say))
         try:
             looker.until("looked")
@@ -358,6 +361,18 @@ def run(point: Point) -> Outcome:
         finally:
             looker.end()
     return outcome
+
+
+def _refuses_the_last_close(log: str) -> bool:
+    """Tell whether the close was injected by which a file that was just flushed is asked for its last errors."""
+    lines = log.splitlines()
+    for before, line in itertools.pairwise(lines):
+        flushed, closed = (
+            re.search(rf"{name}\(\d+<(.*)>\)", text) for name, text in (("fsync", before), ("close", line))
+        )
+        if flushed and closed and flushed[1] == closed[1] and "(INJECTED)" in line:
+            return True
+    return False
 
 
 def _look(root: Path, promises: Promises, say: Callable[[Event], None]) -> None:
