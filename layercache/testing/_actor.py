@@ -342,6 +342,8 @@ class Actor:
         try:
             blob = generation.open(content.digest)
         except NotFoundError:
+            if self._excused:  # its record could not be read, and it was moved aside
+                register.doubt(False, self.model.now())
             return
         if True not in register.allowed(began, self.model.now()):
             raise ViolationError(f"from nowhere: {content.digest}")
