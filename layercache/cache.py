@@ -130,7 +130,7 @@ class LayerCache:
                 raise StoreClosedError("the cache is closed", hint="open it again")
             if self._store is None:
                 self._store = Store(self.root)
-                if self._housekeeping and self._store.writable:
+                if self._housekeeping:
                     self._janitor = Janitor(self.store)
             return self._store
 

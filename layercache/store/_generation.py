@@ -245,6 +245,7 @@ class Generation:
             self.check_slot()
             with self._blobs.folder(name) as blobs:
                 if blobs is None or self.disk.stat(blobs, name) is None:
+                    self.check()  # a purge may have taken it
                     raise NotFoundError(f"{digest} is not in this namespace")
                 file = self.disk.open(blobs, name)
                 try:

@@ -51,7 +51,7 @@ class Slots:
         self._slots, self._data, self._trash = slots, data, trash
         self._chain = chain
         self._health = health
-        self._writable = writable
+        self.writable = writable
 
     def names(self) -> list[Slot]:
         """Return the slots there are."""
@@ -87,7 +87,7 @@ class Slots:
                 state.generation,
                 form=PlainForm(),
                 health=self._health,
-                writable=self._writable,
+                writable=self.writable,
             )
         except FileNotFoundError:
             if self.state_of(slot) != state:

@@ -122,8 +122,7 @@ class Store:
                 self.purge(name)  # somebody set the word and died before the rename
             if not create:
                 return None
-            if not self.writable:
-                raise ReadOnlyError("the root cannot be written", hint="remount it, or choose another root")
+            self._check_writable()
             with self._slots.locked(slot, create=True) as slot_dir:
                 self._slots.begin(slot, slot_dir, name)
             return self._slots.live(slot)
@@ -149,11 +148,10 @@ class Store:
         the root is opened or purged next.
         """
         self._check_open()
-        if not self.writable:
-            raise ReadOnlyError("the root cannot be written, so nothing can be purged", hint="remount it")
         slot = slot_name(self._key, name)
         started = self._disk.now()
         with guarding("purge a namespace"):
+            self._check_writable()
             if self._disk.stat(self._slots_dir, slot) is None:
                 return _nothing(slot, started)
             with self._slots.locked(slot, create=False) as slot_dir:
@@ -174,10 +172,9 @@ class Store:
         :raises ReadOnlyError: when the root cannot be written.
         """
         self._check_open()
-        if not self.writable:
-            raise ReadOnlyError("the root cannot be written, so nothing can be swept", hint="remount it")
         folders = dict(zip(_FOLDERS, self._folders, strict=True))
         with guarding("recover the root"):
+            self._check_writable()
             return recover(self._disk, self._slots, folders=folders)
 
     def scrub(self, *, older_than: float, rate: float, control: Control) -> Iterator[Finding]:
@@ -316,6 +313,24 @@ class Store:
             if slot_name(self._key, name) == slot:
                 return name
         return None
+
+    def _check_writable(self) -> None:
+        """Refuse what changes the root while it cannot be written; one that could not be when it was opened may be now.
+
+        :raises ReadOnlyError: then.
+        """
+        with self._lock:
+            if self.writable:
+                return
+            life, self.writable = self._enter()
+            if self.writable:
+                self._opened.append(life)
+            else:
+                self._disk.close(life)
+            self._slots.writable = self.writable
+        if not self.writable:
+            raise ReadOnlyError("the root cannot be written", hint="remount it, or choose another root")
+        self._slots.resume()
 
     def _check_open(self) -> None:
         if self._closed:

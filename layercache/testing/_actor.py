@@ -349,7 +349,8 @@ class Actor:
             raise ViolationError(f"from nowhere: {content.digest}")
         try:
             generation.settle(content.digest)
-            register.writes.append(Write(True, began, self.model.now(), acknowledged=True))
+            if not self._node(blob).spoiled:  # damage shows when it is read
+                register.writes.append(Write(True, began, self.model.now(), acknowledged=True))
         finally:
             blob.close()
 

@@ -28,6 +28,7 @@ _SHUTDOWN = 0x8004587D
 _LOOP_CTL_GET_FREE, _LOOP_CLR_FD, _LOOP_CONFIGURE, _AUTOCLEAR = 0x4C82, 0x4C01, 0x4C0A, 4
 _BLKFLSBUF = 0x1261
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x20000, 0x4000, 0x40000, 2
+_MS_RDONLY, _MS_REMOUNT = 1, 32
 _PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 _BLOCK = 64 << 10
 _MKFS = {
@@ -92,12 +93,18 @@ class Image:
         subprocess.run([*_MKFS[filesystem], self.device], check=True, env=environment, stdout=subprocess.DEVNULL)
         place.mkdir(exist_ok=True)
 
-    def mount(self) -> None:
-        """Mount it; this replays the journal."""
+    def mount(self, *, errors: str = "") -> None:
+        """Mount it; this replays the journal. ``errors`` is what ext4 does after an error of its own."""
+        options = f"errors={errors}".encode() if errors else None
         _check(
-            _libc.mount(self.device.encode(), os.fsencode(self.place), self.filesystem.encode(), 0, None),
+            _libc.mount(self.device.encode(), os.fsencode(self.place), self.filesystem.encode(), 0, options),
             f"mount {self.filesystem}",
         )
+
+    def remount(self, *, read_only: bool) -> None:
+        """Change what may be done with it while it is mounted."""
+        flags = _MS_REMOUNT | (_MS_RDONLY if read_only else 0)
+        _check(_libc.mount(self.device.encode(), os.fsencode(self.place), None, flags, None), "remount")
 
     def unmount(self) -> None:
         """Unmount it, and drop what the kernel remembers of the device."""

@@ -30,3 +30,8 @@ def test_a_forgotten_flush_is_found(dropped):
 def test_a_full_disk_still_lets_go(record_property):
     """With the last byte taken puts are refused whole, reads go on, and removal, recovery and purge work."""
     sweeps.finish([sweeps.start("tests.crash.fulldisk", "ext4", "--cycles", sweeps.cycles())], record_property)
+
+
+def test_a_read_only_filesystem_is_read_from_and_written_to_when_it_can_be(record_property):
+    """A store opened on a read-only mount refuses to write with a typed error, and goes on writing by itself later."""
+    sweeps.finish([sweeps.start("tests.crash.readonly", "ext4")], record_property)
