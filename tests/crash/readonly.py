@@ -1,6 +1,6 @@
 """A filesystem that becomes read-only under a store, and writable again, on a real ext4 or xfs.
 
-    python -m tests.crash.readonly ext4
+python -m tests.crash.readonly ext4
 """
 
 from __future__ import annotations
