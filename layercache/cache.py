@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from layercache.errors import FormatError, StoreClosedError, StoreError, UnsafeRootError
 from layercache.janitor import Janitor
@@ -89,14 +89,19 @@ class LayerCache:
         except StoreError as error:
             _log.warning("the cache goes without its root: %s", error)
 
-    def namespace(self, name: str) -> Namespace:
+    def namespace(self, name: str, *, seal: Literal["ephemeral"] | None = None) -> Namespace:
         """Return the handle of a tenant's namespace. Nothing is made on disk before something is stored in it.
 
         This is the only place that takes a namespace's name; whoever has the handle has the namespace.
 
         :param name: any non-empty text of at most 255 bytes.
+        :param seal: ``"ephemeral"`` keeps its content encrypted, under a key in memory that a reboot takes; needs the
+            extra ``seal``. A namespace stays as it was begun: without ``seal`` a sealed one is read as such, and asking
+            for a seal where one lives in clear is a :class:`~layercache.errors.SealMismatchError` at the first use.
         """
-        return self._namespace(NamespaceName(name))
+        if seal not in (None, "ephemeral"):
+            raise ValueError(f"no such seal: {seal!r}")
+        return self._namespace(NamespaceName(name), sealed=seal is not None)
 
     def namespaces(self) -> list[NamespaceInfo]:
         """Return the namespaces that are live or being purged. Reads every namespace's directories.
@@ -110,7 +115,9 @@ class LayerCache:
                 for info in self._namespace(tenancy.name).blobs():
                     blobs, size = blobs + 1, size + info.size
             name = None if tenancy.name is None else tenancy.name.text
-            found.append(NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size))
+            found.append(
+                NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size, tenancy.sealed)
+            )
         return sorted(found, key=lambda info: (info.name or "", info.slot))
 
     def receipts(self) -> Iterator[Receipt]:
@@ -168,9 +175,11 @@ class LayerCache:
         if store is not None:
             store.close()
 
-    def _namespace(self, name: NamespaceName) -> Namespace:
+    def _namespace(self, name: NamespaceName, *, sealed: bool = False) -> Namespace:
         registry = partial(self.registry, tenant=name.text)
-        return Namespace(name, store=self.store, registry=registry, platform=self.platform, jobs=self.jobs)
+        return Namespace(
+            name, store=self.store, registry=registry, platform=self.platform, jobs=self.jobs, sealed=sealed
+        )
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

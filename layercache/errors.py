@@ -3,7 +3,7 @@
     LayerCacheError
       InvalidError            the input is wrong: fix it (also a ValueError)
         InvalidDigestError, InvalidReferenceError, InvalidPlatformError, InvalidNamespaceError,
-        InvalidManifestError, InvalidDescriptorError
+        InvalidManifestError, InvalidDescriptorError, SealMismatchError
       UnsupportedError        valid, but not something this version reads
       NotFoundError           absent: the only thing that is a miss
       IntegrityError          the bytes are not what their digest says
@@ -14,7 +14,7 @@
       NamespacePurgedError    the namespace was purged: get a new handle
       InUseError              somebody holds it: try later
       StoreError              the store cannot do it; the cache goes on without
-        NoSpaceError, ReadOnlyError, UnsafeRootError, FormatError, StoreClosedError
+        NoSpaceError, ReadOnlyError, UnsafeRootError, FormatError, StoreClosedError, SealError, KeyGoneError
       RegistryError           the registry said no, or nothing
         UnauthorizedError, DeniedError, RateLimitedError, UnreachableError, PolicyError
 
@@ -38,6 +38,7 @@ __all__ = [
     "InvalidNamespaceError",
     "InvalidPlatformError",
     "InvalidReferenceError",
+    "KeyGoneError",
     "LayerCacheError",
     "LimitError",
     "NamespacePurgedError",
@@ -47,6 +48,8 @@ __all__ = [
     "RateLimitedError",
     "ReadOnlyError",
     "RegistryError",
+    "SealError",
+    "SealMismatchError",
     "StoreClosedError",
     "StoreError",
     "UnauthorizedError",
@@ -101,6 +104,10 @@ class InvalidDescriptorError(InvalidError):
 
 class InvalidManifestError(InvalidError):
     """Not a manifest, index or config of the image specification (or of Docker schema 2)."""
+
+
+class SealMismatchError(InvalidError):
+    """The namespace holds content that is not sealed as was asked for. Purge it to begin anew, sealed."""
 
 
 class UnsupportedError(LayerCacheError):
@@ -209,6 +216,16 @@ class StoreClosedError(StoreError):
     """The handle was closed, or belongs to the parent of a forked process."""
 
     reason = "closed"
+
+
+class SealError(StoreError):
+    """A namespace cannot be sealed, or its key cannot be had: the extra is missing, swap is on, there is no tmpfs."""
+
+    reason = "seal"
+
+
+class KeyGoneError(SealError):
+    """The key of a sealed namespace is gone, by a reboot as a rule: its content is erased, the next use begins anew."""
 
 
 class RegistryError(LayerCacheError):

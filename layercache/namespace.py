@@ -67,12 +67,14 @@ class Namespace:
         registry: Callable[[Repository, bool | None], Registry],
         platform: Platform,
         jobs: int,
+        sealed: bool = False,
     ) -> None:
         self._name = name
         self._store = store
         self._registry = registry
         self._platform = platform
         self._jobs = jobs
+        self._sealed = sealed
         self._lock = threading.Lock()
         self._bound: Generation | None = None
         _forked.add(self)
@@ -353,7 +355,7 @@ class Namespace:
                 self._bound.close()
                 self._bound = None
             if self._bound is None:
-                self._bound = self._store().generation(self._name, create=create)
+                self._bound = self._store().generation(self._name, create=create, sealed=self._sealed)
             return self._bound
 
     def _forget(self) -> None:

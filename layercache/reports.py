@@ -149,6 +149,7 @@ class NamespaceInfo:
     state: str
     blobs: int
     bytes: int
+    sealed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the namespace as JSON values."""
@@ -159,6 +160,7 @@ class NamespaceInfo:
             "state": self.state,
             "blobs": self.blobs,
             "bytes": self.bytes,
+            "sealed": self.sealed,
         }
 
 

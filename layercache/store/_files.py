@@ -10,7 +10,7 @@ from layercache.errors import StoreError
 from layercache.store._disk import Dir, Disk, File
 from layercache.store._layout import temporary_name
 
-__all__ = ["NEW", "PATIENCE", "lock_within", "read_record", "read_small", "temporary", "write_small"]
+__all__ = ["NEW", "PATIENCE", "fresh", "lock_within", "read_record", "read_small", "temporary", "write_small"]
 
 NEW = ".new"
 """Ends the name of a small file that is not whole yet."""
@@ -21,6 +21,11 @@ PATIENCE = 5.0
 _STEP = 0.002
 _RECORD_MOST = 64 << 20  # the chunk sums of a blob of 4 TiB
 _NO_RECORD = frozenset((errno.ENOENT, errno.ELOOP, errno.EMEDIUMTYPE, errno.ENXIO, errno.EISDIR))
+
+
+def fresh(disk: Disk) -> bytes:
+    """Return 32 bytes that nobody can guess."""
+    return bytes.fromhex("".join(disk.token() for _ in range(4)))
 
 
 def lock_within(disk: Disk, file: File, *, exclusive: bool = True, patience: float = PATIENCE) -> None:

@@ -32,6 +32,10 @@ class Reader(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give up what it holds. Closing twice is nothing."""
+        ...
+
 
 class Writer(Protocol):
     """The chunks of one blob's file, on their way in."""
@@ -59,6 +63,19 @@ class Form(Protocol):
 
     head: int
     """Bytes of a blob's file before its first chunk."""
+
+    @property
+    def keyless(self) -> bool:
+        """True where only names can be judged: it is sealed, and its key is not at hand."""
+        ...
+
+    def close(self) -> None:
+        """Give up what it holds. What it made stays usable."""
+        ...
+
+    def forget(self) -> None:
+        """Forget what it keeps secret, also what it made: the generation was purged."""
+        ...
 
     def blob_name(self, digest: Digest) -> str:
         """Return the file name of a blob."""
@@ -125,6 +142,13 @@ class PlainForm:
     """Content as it is, names that are digests, XXH3 sums that find rot."""
 
     head = 0
+    keyless = False
+
+    def close(self) -> None:
+        return
+
+    def forget(self) -> None:
+        return
 
     def blob_name(self, digest: Digest) -> str:
         return blob_name(digest)
@@ -171,6 +195,9 @@ class _PlainReader:
             if chunk_sum(into[begin - start : end - start]) != sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]:
                 return index
         return None
+
+    def close(self) -> None:
+        return
 
 
 class _PlainWriter:

@@ -111,6 +111,7 @@ class Generation:
     def check(self) -> None:
         """Raise :class:`NamespacePurgedError` once a purge began. Costs no system call."""
         if self._word.get() != 0:
+            self.form.forget()
             raise NamespacePurgedError("the namespace was purged", hint="get a new handle to begin anew")
 
     def check_slot(self) -> None:
@@ -155,7 +156,7 @@ class Generation:
         return blob
 
     def open_locked(self, name: str) -> Blob | None:
-        """Do as :meth:`open` for a blob's file name, whose lock is held; ``None`` when it is not here."""
+        """Do as :meth:`open` for a blob's file name, whose lock is held; ``None`` when it is not here or not sound."""
         blob = self._open(name)
         if blob is None and self.holds(name):
             self._move_aside(name, "its record is missing or damaged")
@@ -164,6 +165,19 @@ class Generation:
     def has(self, digest: Digest) -> bool:
         """Tell whether a blob of that name is here. Only opening it tells whether it is sound."""
         return self.holds(self.form.blob_name(digest))
+
+    def judge(self, name: str) -> bool:
+        """Tell whether a blob that is here is sound as far as can be told; its lock is held, damage moves aside."""
+        if not self.form.keyless:
+            blob = self.open_locked(name)
+            if blob is not None:
+                blob.close()
+            return blob is not None
+        with self._meta.folder(name) as metas:
+            if metas is not None and self.disk.stat(metas, name) is not None:
+                return True
+        self._move_aside(name, "its record is missing")
+        return False
 
     def holds(self, name: str) -> bool:
         """Do as :meth:`has`, for a blob's file name."""
@@ -310,8 +324,11 @@ class Generation:
 
     def close(self) -> None:
         """Close the directories. Open blobs stay open."""
-        for handle in self._opened:
+        opened, self._opened = self._opened, []
+        for handle in opened:
             self.disk.close(handle)
+        if opened:
+            self.form.close()
 
     # -- for the other rooms of the store
 
@@ -333,7 +350,7 @@ class Generation:
 
     def sound_ref(self, name: str) -> bool:
         """Tell whether the record of that name is whole and of that name."""
-        return self._read_ref(name) is not None
+        return self.form.keyless or self._read_ref(name) is not None
 
     def shard_for_write(self, name: str) -> tuple[Dir, Dir]:
         """Return the two directories a blob and its record go to, made where they are not there yet."""

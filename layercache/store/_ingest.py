@@ -12,7 +12,7 @@ from layercache.oci import Descriptor, DiffID, MediaType
 from layercache.store._disk import Dir, File
 from layercache.store._faults import store_error
 from layercache.store._files import temporary
-from layercache.store._form import Buffer
+from layercache.store._form import Buffer, Reader
 from layercache.store._layout import META, Meta, Partial
 from layercache.store._read import Blob
 
@@ -185,6 +185,14 @@ class Ingest:
             self._writer = form.writer(self._name, self._size, head=bytes(head))
         except FormatError:
             return  # nothing to go on with; the writer is still the one that begins anew
+        try:
+            self._take_chunks(reader, sums, held)
+        finally:
+            reader.close()
+        self._kept = len(self._writer.sums)
+
+    def _take_chunks(self, reader: Reader, sums: bytearray, held: int) -> None:
+        disk = self._disk
         stored, content = memoryview(bytearray(CHUNK + SUM_SIZE)), memoryview(bytearray(CHUNK))
         for index in range(len(sums) // SUM_SIZE):
             start, end = chunk_range(index, self._size)
@@ -196,7 +204,6 @@ class Ingest:
                 break
             self._verifier.feed(view)
             self._writer.keep(view, bytes(sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]))
-        self._kept = len(self._writer.sums)
 
     def _retract(self, blobs: Dir, metas: Dir, *, meta_too: bool) -> None:
         """Undo a publication that came to no good end, as far as the disk lets us; recovery does the rest."""

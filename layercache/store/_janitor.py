@@ -29,6 +29,7 @@ from layercache.store._layout import (
     SlotState,
     generation_name,
     is_slot,
+    is_temporary,
     parse_discarded,
     parse_generation_name,
 )
@@ -95,7 +96,9 @@ class _Janitor:
     def _root(self) -> None:
         disk = self._disk
         for name in sorted(set(disk.names(disk.root)) - _ROOT):
-            if name in (FORMAT + NEW, ROOT_KEY + NEW):
+            if is_temporary(name):
+                self._temporary(name)
+            elif name in (FORMAT + NEW, ROOT_KEY + NEW):
                 # Left by a root that was being made when the power went; it is made now, so nobody is at it.
                 status = disk.stat(disk.root, name)
                 disk.remove(disk.root, name)
@@ -103,6 +106,17 @@ class _Janitor:
                 self._leftovers.note("temporary", name, status)
             else:
                 self._leftovers.note("unknown", name, disk.stat(disk.root, name), "left where it is")
+
+    def _temporary(self, name: str) -> None:
+        """Remove a FORMAT that never came to its place, unless somebody is at it."""
+        disk = self._disk
+        file = disk.open(disk.root, name)
+        try:
+            if disk.lock(file, exclusive=True) and (status := disk.stat(disk.root, name)) is not None:
+                disk.remove(disk.root, name)
+                self._leftovers.note("temporary", name, status)
+        finally:
+            disk.close(file)
 
     def _unknown(self, folder: str) -> None:
         """Move aside what cannot be ours in one of the root's directories."""
@@ -142,6 +156,9 @@ class _Janitor:
                 self._slots.purge(slot, slot_dir, living, wait=0.0, started=disk.now())
                 self._leftovers.note("generation", f"{SLOTS}/{slot}/{state}", detail="its purge had begun; ended")
                 living = 0
+            elif living and self._slots.end_lost(slot, slot_dir):
+                self._leftovers.note("generation", f"{SLOTS}/{slot}/{state}", detail="its key is gone; ended")
+                living = 0
             for name in sorted(disk.names(data)):
                 parsed = parse_generation_name(name)
                 if parsed is None or parsed[0] != slot or parsed[1] == living:
@@ -154,7 +171,7 @@ class _Janitor:
         return living
 
     def _fenced(self, slot: Slot) -> bool:
-        generation = self._slots.live(slot)
+        generation = self._slots.live(slot, keyless=True)
         if generation is None:
             return False
         generation.close()
@@ -172,7 +189,7 @@ class _Janitor:
             for part in PARTS:
                 parts[part] = disk.dir(folder, part)
                 opened.append(parts[part])
-            generation = self._slots.live(slot)
+            generation = self._slots.live(slot, keyless=True)
             if generation is None:
                 return  # purged since
             try:

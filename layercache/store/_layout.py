@@ -25,6 +25,7 @@ __all__ = [
     "FORMAT",
     "IN",
     "JANITOR_LOCK",
+    "KEY",
     "LOCKS",
     "LOCK_NAMES",
     "META",
@@ -36,6 +37,7 @@ __all__ = [
     "ROOT_KEY",
     "ROOT_LOCK",
     "SCRUB_LOCK",
+    "SEAL",
     "SLOTS",
     "SLOT_LOCK",
     "TRASH",
@@ -79,11 +81,17 @@ BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
     "name",
 )
 
+KEY = "key"
+"""In a generation: what is known of its key; there where it is sealed."""
+
+SEAL = "seal"
+"""The feature of a root that has, or had, a sealed namespace."""
+
 FENCE_SIZE = 8
 
 _KEY_SIZE = 32
 _VERSION = 1
-_FEATURES: frozenset[str] = frozenset()
+_FEATURES = frozenset((SEAL,))
 _HEX_NAME = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?")
 _SLOT = re.compile(r"[0-9a-f]{40}")
 _GENERATION = re.compile(r"([0-9a-f]{40})\.([1-9][0-9]{0,17})")
@@ -228,13 +236,13 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def format_record() -> bytes:
+def format_record(features: frozenset[str] = frozenset()) -> bytes:
     """Return the content of ``FORMAT``."""
-    return json.dumps({"layercache": _VERSION, "features": sorted(_FEATURES)}).encode() + b"\n"
+    return json.dumps({"layercache": _VERSION, "features": sorted(features)}).encode() + b"\n"
 
 
-def parse_format(raw: bytes) -> None:
-    """Check that this version reads and writes a root with this ``FORMAT``.
+def parse_format(raw: bytes) -> frozenset[str]:
+    """Check that this version reads and writes a root with this ``FORMAT``, and return the features it uses.
 
     :raises FormatError: for another version, or a feature this version does not know.
     """
@@ -248,6 +256,7 @@ def parse_format(raw: bytes) -> None:
     if unknown := features - _FEATURES:
         names = ", ".join(sorted(map(str, unknown)))
         raise FormatError(f"the root uses features this version lacks: {names}", hint="use a newer version")
+    return frozenset(features)
 
 
 def parse_key(raw: bytes) -> bytes:

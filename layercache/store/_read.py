@@ -188,6 +188,7 @@ class Blob:
     def close(self) -> None:
         """Give up the lease. Closing twice is nothing."""
         self._disk.close(self._file)
+        self._reader.close()
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,14 @@ import logging
 from collections.abc import Iterator
 
 from layercache.control import Control
-from layercache.errors import IntegrityError, InUseError, LayerCacheError, NamespacePurgedError, NotFoundError
+from layercache.errors import (
+    IntegrityError,
+    InUseError,
+    LayerCacheError,
+    NamespacePurgedError,
+    NotFoundError,
+    SealError,
+)
 from layercache.oci import Digest
 from layercache.reports import Finding
 from layercache.store._disk import Disk
@@ -36,7 +43,7 @@ def scrub(disk: Disk, slots: Slots, *, older_than: float, rate: float, control: 
             return
         for _, slot, digest in sorted(_due(slots, disk.now() - older_than), key=lambda due: due[0]):
             control.checkpoint()
-            generation = slots.live(slot)
+            generation = _readable(slots, slot)
             if generation is None:
                 continue
             try:
@@ -49,9 +56,16 @@ def scrub(disk: Disk, slots: Slots, *, older_than: float, rate: float, control: 
         disk.close(lock)
 
 
+def _readable(slots: Slots, slot: Slot) -> Generation | None:
+    try:
+        return slots.live(slot)
+    except SealError:
+        return None  # without its key nothing can be compared
+
+
 def _due(slots: Slots, before: float) -> Iterator[tuple[float, Slot, Digest]]:
     for slot in slots.names():
-        generation = slots.live(slot)
+        generation = _readable(slots, slot)
         if generation is None:
             continue
         try:

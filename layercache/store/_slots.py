@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from layercache.errors import StoreError
+from layercache.errors import KeyGoneError, StoreError
 from layercache.store._disk import Dir, Disk
 from layercache.store._files import PATIENCE, lock_within, write_small
-from layercache.store._form import PlainForm
+from layercache.store._form import Form, PlainForm
 from layercache.store._generation import Generation
 from layercache.store._health import Health
+from layercache.store._keys import KeyRecord, Keys
 from layercache.store._layout import (
     BLOBS,
     FENCE,
     IN,
+    KEY,
     LOCK_NAMES,
     LOCKS,
     META,
@@ -45,12 +47,13 @@ class Slots:
     """The slots of one root, with the directories that generations move between. Verbs raise ``OSError``."""
 
     def __init__(
-        self, disk: Disk, *, slots: Dir, data: Dir, trash: Dir, chain: Chain, health: Health, writable: bool
+        self, disk: Disk, *, slots: Dir, data: Dir, trash: Dir, chain: Chain, health: Health, keys: Keys, writable: bool
     ) -> None:
         self._disk = disk
         self._slots, self._data, self._trash = slots, data, trash
         self._chain = chain
         self._health = health
+        self._keys = keys
         self.writable = writable
 
     def names(self) -> list[Slot]:
@@ -73,24 +76,32 @@ class Slots:
             with self._failing_alone(), self.locked(slot, create=True, patience=0.0):
                 self.finish_trash(slot, wait=0.0, record_pending=False)
 
-    def live(self, slot: Slot) -> Generation | None:
-        """Return the live generation of a slot, opened; ``None`` where there is none."""
+    def live(self, slot: Slot, *, keyless: bool = False) -> Generation | None:
+        """Return the live generation of a slot, opened; ``None`` where there is none.
+
+        :param keyless: no key is needed: only names are looked at.
+        :raises KeyGoneError: where it is sealed and its key is gone for good.
+        """
         state = self.state_of(slot)
         if state is None or state.state != "live":
             return None
+        form: Form | None = None
         try:
+            form = self._form(generation_name(slot, state.generation), keyless=keyless)
             generation = Generation(
                 self._disk,
                 self._slots,
                 self._data,
                 slot,
                 state.generation,
-                form=PlainForm(),
+                form=form,
                 health=self._health,
                 writable=self.writable,
             )
-        except FileNotFoundError:
-            if self.state_of(slot) != state:
+        except (OSError, StoreError) as error:
+            if form is not None:
+                form.close()
+            if isinstance(error, FileNotFoundError | StoreError) and self.state_of(slot) != state:
                 return None  # purged while we looked
             raise
         # Looked at again with its directory open: a purge may have slipped in between.
@@ -103,7 +114,7 @@ class Slots:
         generation.close()
         return None
 
-    def begin(self, slot: Slot, slot_dir: Dir, name: NamespaceName) -> None:
+    def begin(self, slot: Slot, slot_dir: Dir, name: NamespaceName, *, sealed: bool) -> None:
         """Make the next generation of a slot whose lock is held, unless one lives."""
         disk = self._disk
         state = self.state(slot_dir)
@@ -116,6 +127,7 @@ class Slots:
         if disk.stat(self._data, folder) is not None:
             # Left by a creation that did not come to its end. Nothing was ever published in it.
             self.discard(folder)
+        record, form = self._keys.make(folder) if sealed else (None, PlainForm())
         disk.make_dir(self._data, folder)
         at = disk.dir(self._data, folder)
         try:
@@ -129,10 +141,13 @@ class Slots:
             finally:
                 disk.close(locks)
             write_small(disk, at, FENCE, bytes(8))
-            write_small(disk, at, NAME, name.text.encode())
+            write_small(disk, at, NAME, form.pack(NAME, NAME, name.text.encode()))
+            if record is not None:
+                write_small(disk, at, KEY, record.pack())
             disk.sync(at)
         finally:
             disk.close(at)
+            form.close()
         disk.sync(self._data)
         live = str(SlotState("live", number))
         if state is None:
@@ -146,9 +161,56 @@ class Slots:
         purge = self._purge_of(slot, generation)
         purge.fence(slot_dir)
         purge.hide()
+        self._forget_key(generation_name(slot, generation))
         receipt = purge.finish(wait=wait, started=started)
         purge.close_slot(slot_dir)
         return receipt
+
+    def end_lost(self, slot: Slot, slot_dir: Dir) -> bool:
+        """End the generation that lives in a slot, whose lock is held, if its key is gone; tell whether it was."""
+        state = self.state(slot_dir)
+        if state is None or state.state != "live":
+            return False
+        record = self.key_record(generation_name(slot, state.generation))
+        if record is None or not self._keys.lost(record):
+            return False
+        self.purge(slot, slot_dir, state.generation, wait=0.0, started=self._disk.now())
+        return True
+
+    def key_record(self, folder: str) -> KeyRecord | None:
+        """Return what is known of a generation's key; ``None`` where it is not sealed, or not there."""
+        for at in (self._data, self._trash):
+            try:
+                opened = self._disk.dir(at, folder)
+            except FileNotFoundError:
+                continue
+            try:
+                return KeyRecord.read(self._disk, opened)
+            finally:
+                self._disk.close(opened)
+        return None
+
+    def _form(self, folder: str, *, keyless: bool) -> Form:
+        opened = self._disk.dir(self._data, folder)
+        try:
+            record = KeyRecord.read(self._disk, opened)
+        finally:
+            self._disk.close(opened)
+        if record is None:
+            return PlainForm()
+        if keyless:
+            return self._keys.keyless(folder)
+        form = self._keys.load(record, folder)
+        if form is None:
+            raise KeyGoneError("the key of a sealed namespace is gone", hint="use it again to begin anew")
+        return form
+
+    def _forget_key(self, folder: str) -> None:
+        """Step 3 of a purge: no process can get the key any more, this one has no copy of it left."""
+        with self._failing_alone():
+            record = self.key_record(folder)
+            if record is not None:
+                self._keys.forget(record)
 
     def finish_trash(self, slot: Slot, *, wait: float, record_pending: bool = True) -> list[Receipt]:
         """Go on with generations of a slot, whose lock is held, that are hidden but not gone."""
@@ -156,6 +218,7 @@ class Slots:
         for name in sorted(self._disk.names(self._trash)):
             parsed = parse_generation_name(name)
             if parsed is not None and parsed[0] == slot:
+                self._forget_key(name)
                 purge = self._purge_of(*parsed)
                 receipts.append(
                     purge.finish(wait=wait, started=self._disk.now(), record_pending=record_pending),

@@ -9,14 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from layercache.control import Control
-from layercache.errors import FormatError, ReadOnlyError, StoreClosedError, StoreError, UnsafeRootError
+from layercache.errors import (
+    FormatError,
+    KeyGoneError,
+    ReadOnlyError,
+    SealMismatchError,
+    StoreClosedError,
+    StoreError,
+    UnsafeRootError,
+)
 from layercache.reports import Finding
 from layercache.store._disk import Dir, Disk, File, Handle, PosixDisk
 from layercache.store._faults import guarding
-from layercache.store._files import NEW, PATIENCE, lock_within, read_small, write_small
+from layercache.store._files import NEW, PATIENCE, fresh, lock_within, read_small, temporary, write_small
 from layercache.store._generation import Generation
 from layercache.store._health import Health
 from layercache.store._janitor import recover
+from layercache.store._keys import KeyRecord, Keys
 from layercache.store._layout import (
     ASIDE,
     DATA,
@@ -27,6 +36,7 @@ from layercache.store._layout import (
     ROOT_KEY,
     ROOT_LOCK,
     SCRUB_LOCK,
+    SEAL,
     SLOTS,
     TRASH,
     NamespaceName,
@@ -57,6 +67,7 @@ class Tenancy:
     name: NamespaceName | None
     state: str
     generation: int
+    sealed: bool
 
 
 class Store:
@@ -84,6 +95,7 @@ class Store:
                 self._folders = [self._open_folder(name) for name in _FOLDERS]
                 self._slots_dir, self._data, self._trash, receipts = self._folders
                 self._chain = Chain(self._disk, receipts)
+                self._keys = Keys(self._disk, self._key)
                 self._slots = Slots(
                     self._disk,
                     slots=self._slots_dir,
@@ -91,6 +103,7 @@ class Store:
                     trash=self._trash,
                     chain=self._chain,
                     health=self._health,
+                    keys=self._keys,
                     writable=self.writable,
                 )
                 if self.writable:
@@ -106,16 +119,30 @@ class Store:
 
     # -- namespaces
 
-    def generation(self, name: NamespaceName, *, create: bool) -> Generation | None:
+    def generation(self, name: NamespaceName, *, create: bool, sealed: bool = False) -> Generation | None:
         """Return the live generation of a namespace; ``None`` where there is none and ``create`` is false.
 
+        One that is made is sealed where ``sealed`` says so. One whose key is gone is ended first.
+
         :raises ReadOnlyError: when one must be made and the root cannot be written.
+        :raises SealError: when it is to be sealed, and cannot be, or its key cannot be had.
+        :raises SealMismatchError: when the one that lives should be sealed and is not.
         """
         self._check_open()
         slot = slot_name(self._key, name)
         with guarding("open a namespace"):
-            generation = self._slots.live(slot)
+            try:
+                generation = self._slots.live(slot)
+            except KeyGoneError:
+                if not self.writable:
+                    raise
+                with self._slots.locked(slot, create=False) as slot_dir:
+                    self._slots.end_lost(slot, slot_dir)
+                generation = self._slots.live(slot)
             if generation is not None and not generation.fenced:
+                if sealed and not generation.form.head:
+                    generation.close()
+                    raise SealMismatchError("the namespace is there and not sealed", hint="purge it first")
                 return generation
             if generation is not None:
                 generation.close()
@@ -124,7 +151,9 @@ class Store:
                 return None
             self._check_writable()
             with self._slots.locked(slot, create=True) as slot_dir:
-                self._slots.begin(slot, slot_dir, name)
+                if sealed:
+                    self._use_feature(SEAL)
+                self._slots.begin(slot, slot_dir, name, sealed=sealed)
             return self._slots.live(slot)
 
     def namespaces(self) -> list[Tenancy]:
@@ -135,7 +164,8 @@ class Store:
             for slot in self._slots.names():
                 state = self._slots.state_of(slot)
                 if state is not None and state.state != "dead":
-                    found.append(Tenancy(slot, self._name_of(slot, state), state.state, state.generation))
+                    sealed = self._slots.key_record(generation_name(slot, state.generation)) is not None
+                    found.append(Tenancy(slot, self._name_of(slot, state), state.state, state.generation, sealed))
         return found
 
     # -- purge
@@ -277,12 +307,21 @@ class Store:
             disk.close(receipts)
         # Never a second one: names of slots that are there hang from it.
         if disk.stat(disk.root, ROOT_KEY) is None:
-            write_small(disk, disk.root, ROOT_KEY, parse_key(bytes.fromhex("".join(disk.token() for _ in range(4)))))
+            write_small(disk, disk.root, ROOT_KEY, parse_key(fresh(disk)))
         for name in (JANITOR_LOCK, SCRUB_LOCK):  # a full disk could not make them when a sweep is needed most
             disk.close(disk.create(disk.root, name, exist_ok=True))
         disk.sync(disk.root)
         # Last: with FORMAT there, everything else is.
         write_small(disk, disk.root, FORMAT, format_record())
+        disk.sync(disk.root)
+
+    def _use_feature(self, feature: str) -> None:
+        """Note in FORMAT that the root uses something an older version must not pass over."""
+        disk = self._disk
+        used = parse_format(read_small(disk, disk.root, FORMAT))
+        if feature not in used:
+            with temporary(disk, disk.root, format_record(used | {feature})) as new:
+                disk.rename(disk.root, new, disk.root, FORMAT, replace=True)
         disk.sync(disk.root)
 
     def _check_flock(self) -> None:
@@ -305,7 +344,16 @@ class Store:
             except FileNotFoundError:
                 continue
             try:
-                name = NamespaceName(read_small(self._disk, folder, NAME).decode())
+                raw, record = read_small(self._disk, folder, NAME), KeyRecord.read(self._disk, folder)
+                if record is not None:
+                    form = self._keys.load(record, generation_name(slot, state.generation))
+                    if form is None:
+                        continue
+                    try:
+                        raw = form.unpack(NAME, NAME, raw)
+                    finally:
+                        form.close()
+                name = NamespaceName(raw.decode())
             except (OSError, ValueError, StoreError):
                 continue
             finally:

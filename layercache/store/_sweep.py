@@ -12,6 +12,7 @@ from layercache.store._layout import (
     BLOBS,
     FENCE,
     IN,
+    KEY,
     LOCK_NAMES,
     LOCKS,
     META,
@@ -70,7 +71,7 @@ class Sweep:
         with alone(f"{self._place}/{LOCKS}"):
             for name in sorted(set(self._disk.names(self._parts[LOCKS])) - set(LOCK_NAMES)):
                 self._aside(LOCKS, name)
-        for name in sorted(set(self._disk.names(self._folder)) - {*PARTS, FENCE, NAME}):
+        for name in sorted(set(self._disk.names(self._folder)) - {*PARTS, FENCE, KEY, NAME}):
             with alone(f"{self._place}/{name}"):
                 self._leftovers.move_aside(
                     "unknown", self._folder, name, f"{self._place}/{name}", to=self._parts[QUARANTINE]
@@ -154,12 +155,8 @@ class Sweep:
             place = f"{self._place}/{BLOBS}/{folder}/{name}"
             with self._leftovers.alone(place), self._generation.lock(name):
                 self._generation.check_slot()
-                if self._generation.holds(name):
-                    blob = self._generation.open_locked(name)
-                    if blob is None:
-                        self._leftovers.note("blob", place, detail="its record is missing or damaged; moved aside")
-                    else:
-                        blob.close()
+                if self._generation.holds(name) and not self._generation.judge(name):
+                    self._leftovers.note("blob", place, detail="its record is missing or damaged; moved aside")
 
     def _records(self) -> None:
         for folder, name in self._sharded(META):

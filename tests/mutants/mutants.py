@@ -174,7 +174,7 @@ MUTANTS = (
         "_generation",
         "                waited += 0.001\n            yield\n        finally:\n",
         "                waited += 0.001\n            yield\n        finally:\n"
-        "            with suppress(OSError):\n                disk.remove(self._locks, lock_name(name))\n",
+        "            disk.remove(self._locks, lock_name(name))\n",
     ),
     # -- read, lease, remove
     Mutant(

@@ -1,0 +1,62 @@
+"""A directory that is in memory for sure, for keys that must never reach a disk."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from layercache.errors import SealError, StoreError, UnsafeRootError
+from layercache.store._disk import PosixDisk
+
+__all__ = ["open_memory", "refuse_swap", "usual_place"]
+
+_TMPFS_MAGIC = 0x01021994
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def usual_place() -> str:
+    """Return where this user's keys are kept: ``LAYERCACHE_KEYS``, else below ``/run`` or ``/dev/shm``."""
+    if named := os.environ.get("LAYERCACHE_KEYS"):
+        return named
+    if os.geteuid() == 0:
+        return "/run/layercache"
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return f"{runtime}/layercache"
+    return f"/dev/shm/layercache-{os.geteuid()}"  # noqa: S108 - owner and mode are checked
+
+
+def open_memory(place: str, *, create: bool) -> PosixDisk | None:
+    """Return the directory, made (0700) where ``create`` says so; ``None`` where it is not there.
+
+    :raises SealError: when it is not on a tmpfs, not this user's, or others can write to it.
+    """
+    path = Path(place)
+    hint = "set LAYERCACHE_KEYS to a directory of yours (0700) on a tmpfs"
+    try:
+        if path.is_symlink():
+            raise SealError("the directory for keys is a link", hint=hint)
+        if not create and not path.is_dir():
+            return None
+        disk = PosixDisk.open_root(place)
+    except (UnsafeRootError, StoreError) as error:
+        raise SealError(f"the directory for keys cannot be used: {error.what}", hint=hint) from error
+    status = (ctypes.c_long * 32)()
+    mode = os.fstat(disk.root.fd)
+    if _libc.fstatfs(disk.root.fd, ctypes.byref(status)) != 0 or status[0] != _TMPFS_MAGIC:
+        disk.close(disk.root)
+        raise SealError("the directory for keys is not on a tmpfs", hint=hint)
+    if mode.st_mode & 0o077 or mode.st_uid != os.geteuid():
+        disk.close(disk.root)
+        raise SealError("others may enter the directory for keys", hint=hint)
+    return disk
+
+
+def refuse_swap(swaps: str = "/proc/swaps") -> None:
+    """Refuse a host that may write memory to a disk.
+
+    :raises SealError: where swap is on.
+    """
+    with open(swaps, encoding="utf-8") as file:
+        if len(file.read().splitlines()) > 1:
+            raise SealError("swap is on, so a key in memory may reach a disk", hint="turn it off (swapoff -a)")

@@ -1,0 +1,180 @@
+"""Sealed namespaces: nothing in clear on disk, nothing readable without the key, nothing altered that is served."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layercache import LayerCache
+from layercache.errors import FormatError, NamespacePurgedError, SealError, SealMismatchError
+from layercache.integrity import CHUNK, SUM_SIZE, chunk_count
+from layercache.oci import OCTET_STREAM, Descriptor, Digest
+from layercache.store._memory import refuse_swap
+from layercache.store._seal import HEAD, SealedForm
+from layercache.store._secret import Key
+
+NAME = "acme/canary-tenant"
+CANARY = b"CANARY-7f3a91c2-"
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch, tmp_path_factory):
+    place = f"/dev/shm/layercache-test-{os.getpid()}-{os.urandom(4).hex()}"
+    monkeypatch.setenv("LAYERCACHE_KEYS", place)
+    yield Path(place)
+    for file in Path(place).glob("*"):
+        file.unlink()
+    if Path(place).is_dir():
+        Path(place).rmdir()
+
+
+def form(raw: bytes = bytes(32)) -> SealedForm:
+    return SealedForm(Key("test", bytearray(raw), release=lambda: None), "slot.1", fresh=lambda: os.urandom(32))
+
+
+def sealed(content: bytes, one: SealedForm) -> tuple[bytearray, bytearray]:
+    writer = one.writer("a" * 64, len(content))
+    file = bytearray(HEAD + len(content))
+    for offset, part in [*writer.feed(content), *writer.finish()]:
+        file[offset : offset + len(part)] = part
+    return file, writer.sums
+
+
+def opened(
+    one: SealedForm, file: bytes | bytearray, sums: bytes | bytearray, size: int, name: str = "a" * 64
+) -> bytes | None:
+    into = bytearray(size)
+    reader = one.reader(name, size, bytes(file[:HEAD]))
+    stored = memoryview(bytearray(file[HEAD:]).ljust(size + SUM_SIZE, b"\0"))
+    return bytes(into) if reader.unpack(stored, memoryview(into), 0, sums) is None else None
+
+
+@pytest.mark.parametrize("size", [1, 65536, 65537, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+def test_what_was_sealed_opens(size):
+    one, content = form(), os.urandom(size)
+    file, sums = sealed(content, one)
+    assert opened(one, file, sums, size) == content
+    assert opened(form(b"x" * 32), file, sums, size) is None
+    assert opened(one, file, sums, size, name="b" * 64) is None
+
+
+@given(st.data())
+def test_one_bit_changed_is_never_served(data):
+    one, content = form(), CANARY * 8000
+    file, sums = sealed(content, one)
+    at = data.draw(st.integers(0, len(file) + len(sums) - 1))
+    (file if at < len(file) else sums)[at if at < len(file) else at - len(file)] ^= 1 << data.draw(st.integers(0, 7))
+    with suppress(FormatError):
+        assert opened(one, file, sums, len(content)) in (None, content)
+
+
+def test_chunks_cannot_change_places_nor_end_early():
+    one, content = form(), os.urandom(4 * CHUNK)
+    file, sums = sealed(content, one)
+    moved, moved_sums = bytearray(file), bytearray(sums)
+    moved[HEAD + CHUNK : HEAD + 2 * CHUNK] = file[HEAD + 2 * CHUNK : HEAD + 3 * CHUNK]
+    moved_sums[2 * SUM_SIZE : 3 * SUM_SIZE] = sums[3 * SUM_SIZE : 4 * SUM_SIZE]
+    assert opened(one, moved, moved_sums, len(content)) is None
+    size = 3 * CHUNK
+    head = file[:8] + size.to_bytes(8, "big") + file[16:HEAD]
+    assert opened(one, head + file[HEAD : HEAD + size], sums[: chunk_count(size) * SUM_SIZE], size) is None
+
+
+def test_a_write_that_is_gone_on_with_seals_under_another_key():
+    one, first, second = form(), os.urandom(4 * CHUNK), os.urandom(4 * CHUNK)
+    file, sums = sealed(first, one)
+    writer = one.writer("a" * 64, len(first), head=bytes(file[:HEAD]))
+    for index in range(2):
+        writer.keep(memoryview(b""), bytes(sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]))
+    anew = bytearray(file)
+    for offset, part in [*writer.feed(second[CHUNK:]), *writer.finish()]:
+        anew[offset : offset + len(part)] = part
+    assert opened(one, anew, writer.sums, len(first)) == first[:CHUNK] + second[CHUNK:]
+    both = bytes(a ^ b for a, b in zip(anew[HEAD + CHUNK :], file[HEAD + CHUNK :], strict=True))
+    assert both != bytes(a ^ b for a, b in zip(second[CHUNK:], first[CHUNK:], strict=True))
+
+
+def test_records_open_in_their_place_only():
+    one = form()
+    raw = one.pack("meta", "a" * 64, b"record")
+    assert one.unpack("meta", "a" * 64, raw) == b"record"
+    assert one.pack("meta", "a" * 64, b"record") != raw
+    for kind, name, bytes_ in (("refs", "a" * 64, raw), ("meta", "b" * 64, raw), ("meta", "a" * 64, raw[:-1])):
+        with pytest.raises(FormatError):
+            one.unpack(kind, name, bytes_)
+
+
+def everything(root: Path) -> bytes:
+    return b"".join(str(p).encode() + (p.read_bytes() if p.is_file() else b"") for p in root.rglob("*"))
+
+
+def test_no_name_digest_or_content_is_on_disk_and_it_reads_back(tmp_path):
+    content = CANARY * (5 * CHUNK // len(CANARY))
+    (tmp_path / "file").write_bytes(content)
+    root = tmp_path / "root"
+    with LayerCache(root, janitor=False) as cache:
+        digest = cache.namespace(NAME, seal="ephemeral").put(tmp_path / "file").digest
+        ingest = cache.namespace(NAME)._made().begin(Descriptor(OCTET_STREAM, Digest.of(b"other"), 5 * CHUNK))
+        assert ingest is not None
+        ingest.feed(content[: 3 * CHUNK])
+        ingest.suspend()
+        found = everything(root)
+        for secret in (CANARY, NAME.encode(), digest.encoded.encode(), Digest.of(b"other").encoded.encode()):
+            assert secret not in found
+        assert cache.store().recover() == ()
+        info = cache.namespaces()[0]
+        assert (info.name, info.sealed, info.blobs) == (NAME, True, 1)
+    with LayerCache(root, janitor=False) as cache:  # another handle follows what is on disk
+        with cache.namespace(NAME).open(digest) as layer, layer.compressed() as file:
+            assert file.read() == content
+        again = cache.namespace(NAME)._made().begin(Descriptor(OCTET_STREAM, Digest.of(b"other"), 5 * CHUNK))
+        assert again is not None
+        assert again.offset == 3 * CHUNK
+        again.abort()
+
+
+def test_a_key_that_is_gone_begins_anew_and_is_no_error(tmp_path, keys):
+    (tmp_path / "file").write_bytes(CANARY)
+    root = tmp_path / "root"
+    with LayerCache(root, janitor=False) as cache:
+        digest = cache.namespace(NAME, seal="ephemeral").put(tmp_path / "file").digest
+    for file in keys.iterdir():
+        file.unlink()
+    with LayerCache(root, janitor=False) as cache:
+        assert cache.namespaces()[0].name is None
+        assert not list(cache.namespace(NAME).blobs())
+        assert not cache.namespace(NAME, seal="ephemeral").contains(digest)
+
+
+def test_a_purge_takes_the_key_and_what_was_open_reads_no_more(tmp_path, keys):
+    (tmp_path / "file").write_bytes(CANARY)
+    with LayerCache(tmp_path / "root", janitor=False) as cache:
+        namespace = cache.namespace(NAME, seal="ephemeral")
+        digest = namespace.put(tmp_path / "file").digest
+        blob = namespace._made().open(digest)
+        namespace.purge()
+        assert not list(keys.iterdir())
+        with pytest.raises(NamespacePurgedError):
+            blob.pread(0, 1)
+        blob.close()
+
+
+def test_a_namespace_in_clear_is_not_taken_for_a_sealed_one(tmp_path):
+    (tmp_path / "file").write_bytes(CANARY)
+    with LayerCache(tmp_path / "root", janitor=False) as cache:
+        cache.namespace(NAME).put(tmp_path / "file")
+        with pytest.raises(SealMismatchError):
+            cache.namespace(NAME, seal="ephemeral").put(tmp_path / "file")
+
+
+def test_keys_are_not_kept_where_they_may_reach_a_disk(tmp_path, monkeypatch):
+    (tmp_path / "swaps").write_text("Filename Type\n/dev/sda2 partition\n")
+    with pytest.raises(SealError, match="swap is on"):
+        refuse_swap(str(tmp_path / "swaps"))
+    (tmp_path / "file").write_bytes(CANARY)
+    monkeypatch.setenv("LAYERCACHE_KEYS", str(tmp_path / "keys"))
+    with LayerCache(tmp_path / "root", janitor=False) as cache, pytest.raises(SealError, match="tmpfs"):
+        cache.namespace(NAME, seal="ephemeral").put(tmp_path / "file")
