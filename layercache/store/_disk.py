@@ -449,10 +449,11 @@ def _make_durably(path: str | os.PathLike[str]) -> None:
 
     Also one that is there and empty: whoever made it may have died before its name was durable.
     """
-    if os.path.isdir(path) and os.listdir(path):
-        return
+    with suppress(FileNotFoundError):
+        if os.listdir(path):
+            return
     above = os.path.dirname(path)
-    if not os.path.isdir(above):
+    if above != path and not os.path.isdir(above):
         _make_durably(above)
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
