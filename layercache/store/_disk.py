@@ -445,13 +445,15 @@ class PosixDisk:
 
 
 def _make_durably(path: str | os.PathLike[str]) -> None:
-    """Make a directory (0700) and those above it, as far as they are missing, so that no power cut takes their names.
-
-    Also one that is there and empty: whoever made it may have died before its name was durable.
-    """
+    """Make a directory (0700) and those above it, where missing or empty, so that no power cut takes their names."""
+    # Empty: whoever made it may have died before its name was durable.
     with suppress(FileNotFoundError):
-        if os.listdir(path):
-            return
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if os.listdir(fd):
+                return
+        finally:
+            os.close(fd)
     above = os.path.dirname(path)
     if above != path and not os.path.isdir(above):
         _make_durably(above)

@@ -368,9 +368,10 @@ def _refuses_the_last_close(log: str) -> bool:
     lines = log.splitlines()
     for before, line in itertools.pairwise(lines):
         flushed, closed = (
-            re.search(rf"{name}\(\d+<(.*)>\)", text) for name, text in (("fsync", before), ("close", line))
+            re.search(rf"{name}\((\d+)<(.*)>\)", text) for name, text in (("fsync", before), ("close", line))
         )
-        if flushed and closed and flushed[1] == closed[1] and "(INJECTED)" in line:
+        # Through another descriptor: with the same one it is a directory, or the end.
+        if flushed and closed and flushed[2] == closed[2] and flushed[1] != closed[1] and "(INJECTED)" in line:
             return True
     return False
 
