@@ -16,7 +16,7 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
-__all__ = ["CUT", "FILESYSTEMS", "FLUSH_LOG", "Image", "cut_power", "enter_private_mounts", "unavailable"]
+__all__ = ["CUT", "FILESYSTEMS", "FLUSH_LOG", "Image", "cut_power", "enter_private_mounts", "trim", "unavailable"]
 
 FILESYSTEMS = {"ext4": 32 << 20, "xfs": 300 << 20}
 """Bytes of an image; xfs refuses smaller ones."""
@@ -24,7 +24,7 @@ FILESYSTEMS = {"ext4": 32 << 20, "xfs": 300 << 20}
 FLUSH_LOG, CUT = 1, 2
 """What is lost in a power cut: data that was not flushed, or the journal's tail as well."""
 
-_SHUTDOWN = 0x8004587D
+_SHUTDOWN, _FITRIM = 0x8004587D, 0xC0185879
 _LOOP_CTL_GET_FREE, _LOOP_CLR_FD, _LOOP_CONFIGURE, _AUTOCLEAR = 0x4C82, 0x4C01, 0x4C0A, 4
 _BLKFLSBUF = 0x1261
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x20000, 0x4000, 0x40000, 2
@@ -79,6 +79,17 @@ def cut_power(fd: int, mode: int) -> None:
     fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", mode))
 
 
+def trim(place: Path) -> int:
+    """Give the free blocks of the filesystem at ``place`` back to its device; return how many bytes that were."""
+    span = bytearray(struct.pack("QQQ", 0, (1 << 64) - 1, 0))
+    fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _FITRIM, span)
+    finally:
+        os.close(fd)
+    return int(struct.unpack("QQQ", span)[1])
+
+
 class Image:
     """A new filesystem in memory behind a loop device, mounted at ``place`` on demand."""
 
@@ -110,6 +121,17 @@ class Image:
         """Unmount it, and drop what the kernel remembers of the device."""
         _check(_libc.umount2(os.fsencode(self.place), 0), "unmount")
         fcntl.ioctl(self._loop, _BLKFLSBUF)
+
+    def flush(self) -> int:
+        """Write all there is to the device, mounted or not; return the file that is the device."""
+        if os.path.ismount(self.place):
+            fd = os.open(self.place, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _check(_libc.syncfs(fd), "syncfs")
+            finally:
+                os.close(fd)
+        os.fsync(self._loop)
+        return self._memory
 
     def save(self) -> list[tuple[int, bytes]]:
         """Return the content of the unmounted image, without what is zero."""
