@@ -157,7 +157,7 @@ class Canary:
         return hits
 
     def in_processes(self, *places: Path) -> list[Hit]:
-        """Look into what processes have open or mapped below ``places``, whoever they are, also where it has no name now.
+        """Look into what any process has open or mapped below ``places``, also where it has no name now.
 
         Of this process and all it started, into every open file that changed since the canary was made. Not into
         those of others: to open another test's file would make us a holder of it.
@@ -169,10 +169,10 @@ class Canary:
         seen: set[tuple[int, int]] = set()
         for pid in _pids():
             with suppress(OSError):  # it has ended, or may not be looked at
-                for name in os.listdir(f"/proc/{pid}/fd"):
+                for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
                     path = f"/proc/{pid}/fd/{name}"
                     with suppress(OSError):
-                        status, target = os.stat(path), os.readlink(path)
+                        status, target = os.stat(path), os.readlink(path)  # noqa: PTH115, PTH116
                         ours = target.startswith(below) and status.st_dev in devices
                         recent = pid in family and status.st_ctime >= self.born - 1 and not target.startswith(_IMAGES)
                         key = (status.st_dev, status.st_ino)
@@ -207,7 +207,7 @@ class Canary:
 
 
 def _data(fd: int) -> Iterator[tuple[int, bytes]]:
-    """Yield what a file holds between its holes, in pieces, each behind the end of the last: how much of it, and all."""
+    """Yield what a file holds between its holes, in pieces that begin with the end of the last: how much of it, all."""
     offset = 0
     while True:
         try:
@@ -244,7 +244,7 @@ def _memory(pid: int, start: int, end: int) -> bytes:
 
 
 def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def _family() -> set[int]:

@@ -2,8 +2,8 @@
 
     python -m tests.purge.scenes ROOT TARGET HOST SEED
 
-``HOST`` is a registry with the image of the canary ``SEED``, ``TARGET`` a directory that does not exist yet. It prints the
-names of what it played.
+``HOST`` is a registry with the image of the canary ``SEED``, ``TARGET`` a directory that does not exist yet. It prints
+the names of what it played.
 """
 
 from __future__ import annotations

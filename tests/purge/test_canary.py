@@ -118,7 +118,9 @@ def test_a_canary_of_our_own_is_found(canary, tmp_path):
     assert not canary.in_processes()
 
 
-def test_a_purge_leaves_no_canary(canary, root, tmp_path, scripted: ScriptedRegistry, monkeypatch, caplog):
+def test_a_purge_leaves_no_canary(  # noqa: PLR0917 - fixtures
+    canary, root, tmp_path, scripted: ScriptedRegistry, monkeypatch, caplog
+):
     """Blobs, records, references, damaged blobs, half-written ones: in the tree, in open files, in what was told."""
     caplog.set_level(logging.DEBUG)
     elsewhere = [tmp_path / "tmp", tmp_path / "home"]

@@ -10,7 +10,7 @@ from tests.crash import loopfs, sweeps
 @pytest.mark.parametrize("filesystem", sorted(loopfs.FILESYSTEMS))
 @pytest.mark.timeout(1800 if sweeps.SOAK else 120)
 def test_a_receipt_says_no_more_than_the_device_shows(filesystem, record_property):
-    """Nothing in the tree, in open files and maps; nothing on the raw device once it is discarded; all of the neighbour."""
+    """Nothing in the tree, in open files and maps; nothing on the device once that is trimmed."""
     if why := loopfs.unavailable(filesystem):
         pytest.skip(why)
     rounds = "100" if sweeps.SOAK else "3"

@@ -94,7 +94,20 @@ def traced(home: Path, *command: str | Path, **environment: str) -> str:
     """Run a command to its good end under strace, with all it starts; return the log."""
     log = home / "strace.log"
     done = subprocess.run(
-        ["strace", "-f", "--seccomp-bpf", "-y", "-s", "4096", "-e", "signal=none", "-e", f"trace={_CALLS}", "-o", log]
+        [
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-y",
+            "-s",
+            "4096",
+            "-e",
+            "signal=none",
+            "-e",
+            f"trace={_CALLS}",
+            "-o",
+            str(log),
+        ]
         + [str(part) for part in command],
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         cwd=Path(__file__).parents[2],
@@ -121,7 +134,7 @@ def undeclared(found: list[Change], root: Path, *others: Path) -> set[str]:
 
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 def test_nothing_is_written_outside_the_declared_places(root, tmp_path, scripted: ScriptedRegistry):
-    """Pull, hit, read, admit, stream, verify, repair, scrub, recover, purge and every command; TMPDIR and HOME are traps."""
+    """Whatever is done, and by the command, too; TMPDIR and HOME are traps."""
     canary = Canary()
     scripted.add(canary.image(), canary.repository, "1.0")
     traps = {variable: tmp_path / variable.lower() for variable in ("TMPDIR", "HOME", "XDG_CACHE_HOME")}
@@ -169,7 +182,7 @@ def test_every_declared_place_is_in_the_description_of_the_format():
     ],
 )
 def test_a_write_elsewhere_is_seen(root, tmp_path, code):
-    """In a temporary directory, in a file without a name, in memory, in the root under a name of no meaning, by a child."""
+    """In a temporary directory, without a name, in memory, in the root under a name of no meaning, by a child."""
     (root / "slots").mkdir()
     (root / "data").mkdir()
     code = f"import contextlib\nwith contextlib.suppress(OSError):\n  {code.format(root=root)}"
