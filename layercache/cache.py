@@ -77,6 +77,7 @@ class LayerCache:
         self._hosts_dir, self._tls = hosts_dir, tls
         self._registries: dict[tuple[str, str, bool | None], Registry] = {}
         self._pace = Pace()
+        self._namespaces: weakref.WeakSet[Namespace] = weakref.WeakSet()
         self._store: Store | None = None
         self._janitor: Janitor | None = None
         self._housekeeping = janitor
@@ -168,18 +169,24 @@ class LayerCache:
             registries, self._registries = list(self._registries.values()), {}
             store, self._store = self._store, None
             janitor, self._janitor = self._janitor, None
+            namespaces = list(self._namespaces)
         if janitor is not None:
             janitor.stop()
         for registry in registries:
             registry.close()
+        for namespace in namespaces:
+            namespace.release()
         if store is not None:
             store.close()
 
     def _namespace(self, name: NamespaceName, *, sealed: bool = False) -> Namespace:
         registry = partial(self.registry, tenant=name.text)
-        return Namespace(
+        namespace = Namespace(
             name, store=self.store, registry=registry, platform=self.platform, jobs=self.jobs, sealed=sealed
         )
+        with self._lock:
+            self._namespaces.add(namespace)
+        return namespace
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

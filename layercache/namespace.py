@@ -348,6 +348,13 @@ class Namespace:
 
     # -- for the other rooms of the cache
 
+    def release(self) -> None:
+        """Give back what is open of the namespace itself, so that its filesystem can be unmounted. Images stay."""
+        with self._lock:
+            bound, self._bound = self._bound, None
+        if bound is not None:
+            bound.close()
+
     def _generation(self, *, create: bool) -> Generation | None:
         """Return the live generation, made where there is none and ``create`` says so."""
         with self._lock:

@@ -865,6 +865,21 @@ def test_a_closed_cache_says_so(root, served):
     pulled.close()
     with pytest.raises(StoreClosedError):
         cache.namespaces()
+    with pytest.raises(StoreClosedError):
+        list(namespace.blobs())
+
+
+def test_a_closed_cache_keeps_no_file_open(root, served):
+    """Also while the namespace's handle lives: the filesystem can be unmounted."""
+    cache = LayerCache(root, platform=PLATFORM)
+    namespace = cache.namespace("ns")
+    namespace.pull(served).close()
+    cache.close()
+
+    opened = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert [name for name in opened if name.startswith(str(root))] == []
+    assert str(root) not in Path("/proc/self/maps").read_text()
+    assert namespace is not None
 
 
 def test_a_forked_child_opens_its_own(root, served, namespace):
