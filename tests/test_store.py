@@ -887,3 +887,22 @@ def test_recovery_ends_a_purge_that_had_only_begun(root, store, generation):
     assert store.recover() == ()
     assert not list(root.glob("data/*"))
     assert [receipt.level for receipt in store.receipts()] == ["unlinked"]
+
+
+def test_the_name_of_a_new_root_is_durable(tmp_path, monkeypatch):
+    """The directories above it that were made for it are flushed, and one that was left empty is flushed again."""
+    flushed = []
+    fsync = os.fsync
+
+    def watched(fd: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    Store(tmp_path / "a" / "b" / "root").close()
+    assert [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")] == flushed[:3]
+
+    (tmp_path / "left").mkdir(mode=0o700)
+    flushed.clear()
+    Store(tmp_path / "left").close()
+    assert flushed[0] == str(tmp_path)

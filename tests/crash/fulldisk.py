@@ -23,7 +23,7 @@ from tests.crash import loopfs
 from tests.crash.examine import stray
 from tests.crash.scenarios import Actor, Event, content, descriptor, name_of, warm
 
-__all__ = ["cycle", "fill", "main"]
+__all__ = ["cycle", "fill", "main", "reads"]
 
 _LEAST = 4096
 _NAMES = 64
@@ -83,7 +83,7 @@ def cycle(place: Path) -> Iterator[str]:
     if new := {*root.rglob("*")} - {*before} - {*root.glob("data/*/locks/*")}:
         # A shard's directory may have been made before the space ran out: it holds nothing.
         yield from (f"left by a refused put: {path}" for path in new if not path.is_dir())
-    yield from _reads(generation, "chunks", "small", "twin-1")
+    yield from reads(generation, "chunks", "small", "twin-1")
 
     fill(ballast)
     if generation.remove(descriptor("chunks").digest) != len(content("chunks")):
@@ -100,7 +100,7 @@ def cycle(place: Path) -> Iterator[str]:
     with suppress(NoSpaceError):
         actor.set_ref("a", 2, "small")
     store.recover()
-    yield from _reads(generation, "small", "twin-1")
+    yield from reads(generation, "small", "twin-1")
 
     fill(ballast)
     other = Store(root)  # a second process would open it the same way
@@ -108,7 +108,7 @@ def cycle(place: Path) -> Iterator[str]:
         receipt = other.purge(name_of("a"))
         if receipt.level != "unlinked" or receipt.blobs != 2:
             yield f"the purge reached {receipt.level} with {receipt.blobs} blobs"
-        yield from _reads(actor.generation("b"), "small")
+        yield from reads(actor.generation("b"), "small")
     finally:
         other.close()
     if any(len(home.name) > 40 for home in (root / "trash").iterdir()):
@@ -145,7 +145,8 @@ def _refused(generation: Generation, key: str) -> Iterator[str]:
             yield f"{key} was refused and is there"
 
 
-def _reads(generation: Generation, *keys: str) -> Iterator[str]:
+def reads(generation: Generation, *keys: str) -> Iterator[str]:
+    """Read blobs whole; yield which is not what it should be."""
     for key in keys:
         with generation.open(descriptor(key).digest) as blob:
             if b"".join(map(bytes, blob.chunks())) != content(key):

@@ -14,6 +14,7 @@ from pathlib import Path
 from layercache.errors import ReadOnlyError, StoreError
 from layercache.store import Generation, Store
 from tests.crash import loopfs
+from tests.crash.fulldisk import reads
 from tests.crash.scenarios import content, descriptor, name_of
 
 __all__ = ["main"]
@@ -26,7 +27,7 @@ def remounted(image: loopfs.Image) -> Iterator[str]:
     image.remount(read_only=True)
     store = Store(root)
     generation = _generation(store)
-    yield from _reads(generation, "small")
+    yield from reads(generation, "small")
     for what, verb in (
         ("put", lambda: _put(generation, "chunks")),
         ("remove", lambda: generation.remove(descriptor("small").digest)),
@@ -42,7 +43,7 @@ def remounted(image: loopfs.Image) -> Iterator[str]:
 
     image.remount(read_only=False)
     _put(generation, "chunks")
-    yield from _reads(generation, "small", "chunks")
+    yield from reads(generation, "small", "chunks")
     generation.remove(descriptor("small").digest)
     other = store.generation(name_of("b"), create=True)
     if other is None:
@@ -65,7 +66,7 @@ def failed(image: loopfs.Image) -> Iterator[str]:
     generation = _generation(store, create=True)
     _put(generation, "small")
     trigger.write_text("x", encoding="ascii")
-    yield from _reads(generation, "small")
+    yield from reads(generation, "small")
     for what, verb in (("put", lambda: _put(generation, "chunks")), ("purge", lambda: store.purge(name_of("a")))):
         try:
             verb()
@@ -98,13 +99,6 @@ def _put(generation: Generation, key: str) -> None:
     with ingest:
         ingest.feed(content(key)[ingest.offset :])
         ingest.commit(media_type=wanted.media_type, diff_id=None, origin="test").close()
-
-
-def _reads(generation: Generation, *keys: str) -> Iterator[str]:
-    for key in keys:
-        with generation.open(descriptor(key).digest) as blob:
-            if b"".join(map(bytes, blob.chunks())) != content(key):
-                yield f"wrong bytes of {key}"
 
 
 def main(arguments: list[str] | None = None) -> int:
