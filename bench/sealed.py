@@ -1,0 +1,85 @@
+"""What a warm, verified, sequential read costs in a sealed namespace beside one in clear, alone and with SHA-256.
+
+python -m bench.sealed
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from bench import measure
+from layercache import LayerCache, Namespace
+from layercache.oci import OCTET_STREAM, Digest
+
+
+def main() -> None:
+    """Measure in rounds, every contender in each, and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="layercache-bench.") as name,
+        tempfile.TemporaryDirectory(prefix="layercache-bench.", dir="/dev/shm") as keys,
+    ):
+        os.environ["LAYERCACHE_KEYS"] = keys
+        place = Path(name)
+        machine = measure.machine(place, ())
+        file = place / "blob"
+        file.write_bytes(random.Random(1).randbytes(1 << 20) * options.mib)
+        with LayerCache(place / "root", janitor=False) as cache:
+            clear, sealed = cache.namespace("clear"), cache.namespace("sealed", seal="ephemeral")
+            digest = clear.put(file, media_type=OCTET_STREAM).digest
+            sealed.put(file, media_type=OCTET_STREAM)
+            contenders: dict[str, Callable[[], None]] = {
+                "clear": lambda: _read(clear, digest),
+                "sealed": lambda: _read(sealed, digest),
+                "clear + sha256": lambda: _read(clear, digest, hashlib.sha256()),
+                "sealed + sha256": lambda: _read(sealed, digest, hashlib.sha256()),
+            }
+            costs: dict[str, list[measure.Cost]] = {contender: [] for contender in contenders}
+            for number in range(options.rounds + 1):  # the first warms up
+                order = list(contenders)
+                random.Random(number).shuffle(order)
+                for contender in order:
+                    cost = _cost(contenders[contender])
+                    if number:
+                        costs[contender].append(cost)
+            sealed.purge()
+    ratios = {
+        f"{two} / {one}": median(b.cpu / a.cpu for a, b in zip(costs[one], costs[two], strict=True))
+        for one, two in (("clear", "sealed"), ("clear + sha256", "sealed + sha256"))
+    }
+    middle = {contender: measure.middle(some) for contender, some in costs.items()}
+    per_gib = 1024 / options.mib
+    rows = [(key, f"{cost.wall * per_gib:.3f}", f"{cost.cpu * per_gib:.3f}") for key, cost in middle.items()]
+    print(measure.table(("read of 1 GiB", "wall s", "cpu s"), rows))
+    print(*(f"{key}: {ratio:.2f} x the CPU" for key, ratio in ratios.items()), sep="\n")
+    path = measure.save("sealed", machine=machine, mib=options.mib, rounds=options.rounds, costs=costs, ratios=ratios)
+    print(f"kept in {path}")
+
+
+def _read(namespace: Namespace, digest: Digest, into: hashlib._Hash | None = None) -> None:
+    with namespace.open(digest) as layer, layer.compressed() as stream:
+        for chunk in stream.chunks():
+            if into is not None:
+                into.update(chunk)
+
+
+def _cost(work: Callable[[], None]) -> measure.Cost:
+    wall, before = time.perf_counter(), os.times()
+    work()
+    after = os.times()
+    return measure.Cost(time.perf_counter() - wall, after.user + after.system - before.user - before.system)
+
+
+if __name__ == "__main__":
+    main()
