@@ -12,7 +12,7 @@ from layercache import LayerCache
 from layercache.errors import FormatError, NamespacePurgedError, SealError, SealMismatchError
 from layercache.integrity import CHUNK, SUM_SIZE, chunk_count
 from layercache.oci import OCTET_STREAM, Descriptor, Digest
-from layercache.store._memory import refuse_swap
+from layercache.store._memory import refuse_swap, usual_place
 from layercache.store._seal import HEAD, SealedForm
 from layercache.store._secret import Key
 
@@ -179,3 +179,13 @@ def test_keys_are_not_kept_where_they_may_reach_a_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERCACHE_KEYS", str(tmp_path / "keys"))
     with LayerCache(tmp_path / "root", janitor=False) as cache, pytest.raises(SealError, match="tmpfs"):
         cache.namespace(NAME, seal="ephemeral").put(tmp_path / "file")
+
+
+def test_keys_go_where_memory_is_without_being_told(monkeypatch):
+    """A runtime directory that is no tmpfs, as a container's, is passed over for /dev/shm."""
+    monkeypatch.delenv("LAYERCACHE_KEYS")
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc")
+    assert usual_place() == "/dev/shm/layercache-4242"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/dev/shm")
+    assert usual_place() == "/dev/shm/layercache"

@@ -19,11 +19,20 @@ def usual_place() -> str:
     """Return where this user's keys are kept: ``LAYERCACHE_KEYS``, else below ``/run`` or ``/dev/shm``."""
     if named := os.environ.get("LAYERCACHE_KEYS"):
         return named
-    if os.geteuid() == 0:
-        return "/run/layercache"
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+    user = os.geteuid()
+    runtime = "/run" if user == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and _on_tmpfs(runtime):  # in a container it often is not
         return f"{runtime}/layercache"
-    return f"/dev/shm/layercache-{os.geteuid()}"  # noqa: S108 - owner and mode are checked
+    return f"/dev/shm/layercache-{user}"  # noqa: S108 - owner and mode are checked
+
+
+def _on_tmpfs(at: str | int) -> bool:
+    status = (ctypes.c_long * 32)()
+    if isinstance(at, int):
+        failed = _libc.fstatfs(at, ctypes.byref(status))
+    else:
+        failed = _libc.statfs(os.fsencode(at), ctypes.byref(status))
+    return failed == 0 and status[0] == _TMPFS_MAGIC
 
 
 def open_memory(place: str, *, create: bool) -> PosixDisk | None:
@@ -41,9 +50,8 @@ def open_memory(place: str, *, create: bool) -> PosixDisk | None:
         disk = PosixDisk.open_root(place)
     except (UnsafeRootError, StoreError) as error:
         raise SealError(f"the directory for keys cannot be used: {error.what}", hint=hint) from error
-    status = (ctypes.c_long * 32)()
     mode = os.fstat(disk.root.fd)
-    if _libc.fstatfs(disk.root.fd, ctypes.byref(status)) != 0 or status[0] != _TMPFS_MAGIC:
+    if not _on_tmpfs(disk.root.fd):
         disk.close(disk.root)
         raise SealError("the directory for keys is not on a tmpfs", hint=hint)
     if mode.st_mode & 0o077 or mode.st_uid != os.geteuid():
