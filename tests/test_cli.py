@@ -551,7 +551,7 @@ def test_purge_of_what_is_open_is_partly_done(run: Run, root: Path) -> None:
     """Exit 5 with the holders named; the next command on the root removes the rest."""
     digest = run("put", "/etc/passwd", "-n", NS).out.strip()
     with LayerCache(root) as cache, cache.namespace(NS).open(digest):
-        done = run("purge", NS, "--wait", 0, "--json", code=5, process=True)
+        done = run("purge", NS, "--wait", 1, "--json", code=5, process=True)
         assert done.json["level"] == "fenced"
         assert done.json["pending"] == [os.getpid()]
         run("cat", digest, "-n", NS, code=3)

@@ -7,7 +7,6 @@ Verbs raise ``OSError``; ``_faults`` says what each one means to the store.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -17,12 +16,13 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from layercache.errors import UnsafeRootError
+from layercache.store import _kernel, _proc
 from layercache.store._faults import guarding
 
 __all__ = ["Dir", "Disk", "File", "Handle", "Kind", "PosixDisk", "Stat", "Word"]
@@ -69,14 +69,10 @@ class File(Handle):
 
 
 class Word(Protocol):
-    """Eight bytes that every process with the file open sees at once, without a system call."""
+    """The first eight bytes of a file, seen without a system call as soon as anybody has written them."""
 
     def get(self) -> int:
         """Return the value now."""
-        ...
-
-    def set(self, value: int) -> None:
-        """Make every process see ``value``."""
         ...
 
 
@@ -89,6 +85,10 @@ class Disk(Protocol):
 
     def now(self) -> float:
         """Seconds since the epoch."""
+        ...
+
+    def elapsed(self) -> float:
+        """Seconds since some moment: never goes back."""
         ...
 
     def pause(self, seconds: float) -> None:
@@ -167,12 +167,19 @@ class Disk(Protocol):
         """Return what a handle is."""
         ...
 
-    def lock(self, file: File, *, exclusive: bool) -> bool:
+    def lock(self, handle: Handle, *, exclusive: bool) -> bool:
         """Take or change the lock of this handle without waiting; false where somebody else's lock excludes it."""
         ...
 
+    def lease(self, file: File) -> bool:
+        """Tell whether nobody else has the file open or mapped; if so, nobody can open it before this handle is closed.
+
+        An error says that the kernel gives no such answer here, or not to this process.
+        """
+        ...
+
     def word(self, file: File) -> Word:
-        """Map the first eight bytes of a file."""
+        """Map the first eight bytes of a file, for reading: a store there can kill the process on a full disk."""
         ...
 
     def free(self) -> int:
@@ -183,17 +190,27 @@ class Disk(Protocol):
         """Return the ids of processes with one of these files open, as far as we may see; ``but`` does not count."""
         ...
 
+    def openers(self, *, but: Handle | None = None) -> dict[int, frozenset[int]]:
+        """Return the inodes of this filesystem that a process we may see has open or mapped, each with their ids.
+
+        ``but`` does not count.
+        """
+        ...
+
+    def trim(self) -> int:
+        """Hand every free block to the device for good; return the bytes. An error where that cannot be said of all."""
+        ...
+
+    def background(self, job: Callable[[], None]) -> Callable[[], None] | None:
+        """Run ``job`` beside the caller and return what waits for its end; ``None`` where it was not begun."""
+        ...
+
     def close(self, handle: Handle) -> None:
-        """Close; ends the lock taken through it. Closing twice is nothing."""
+        """Close; ends the lock and the lease taken through it. Closing twice is nothing."""
         ...
 
 
 _H = TypeVar("_H", bound=Handle)
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_RENAME_NOREPLACE = 1
-_FALLOC_FL_KEEP_SIZE = 1
-_SYNC_FILE_RANGE_WRITE = 2
 
 # Every handle of this process, so that a forked child can drop its copies: a lock belongs to the open file, and a copy
 # of it in a child would hold it after the parent's close. Closing a copy does not unlock; unlocking it would.
@@ -220,26 +237,10 @@ class _MappedWord:
 
     def __init__(self, fd: int) -> None:
         # The mapping outlives the descriptor; it is shared memory of the page cache, so no flush is needed to be seen.
-        self._view = memoryview(mmap.mmap(fd, 8)).cast("Q")
-
-    def get(self) -> int:
-        return self._view[0]
-
-    def set(self, value: int) -> None:
-        self._view[0] = value
-
-
-class _ReadOnlyWord:
-    __slots__ = ("_view",)
-
-    def __init__(self, fd: int) -> None:
         self._view = memoryview(mmap.mmap(fd, 8, prot=mmap.PROT_READ)).cast("Q")
 
     def get(self) -> int:
         return self._view[0]
-
-    def set(self, value: int) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(value))
 
 
 class PosixDisk:
@@ -282,6 +283,9 @@ class PosixDisk:
 
     def now(self) -> float:
         return time.time()
+
+    def elapsed(self) -> float:
+        return time.monotonic()
 
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -335,15 +339,13 @@ class PosixDisk:
 
     def reserve(self, file: File, size: int) -> None:
         if size:
-            code = _errno_of(_libc.fallocate, file.fd, _FALLOC_FL_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(size))
-            if code not in (0, errno.EOPNOTSUPP, errno.ENOSYS):  # not every filesystem can; writing then finds out
-                raise OSError(code, os.strerror(code))
+            _kernel.allocate(file.fd, size)
 
     def truncate(self, file: File, size: int) -> None:
         os.ftruncate(file.fd, size)
 
     def start_flush(self, file: File, offset: int, length: int) -> None:
-        _libc.sync_file_range(file.fd, ctypes.c_long(offset), ctypes.c_long(length), _SYNC_FILE_RANGE_WRITE)
+        _kernel.start_writeback(file.fd, offset, length)
 
     def sync(self, handle: Handle) -> None:
         os.fsync(handle.fd)
@@ -360,11 +362,8 @@ class PosixDisk:
         if replace:
             os.rename(name, new, src_dir_fd=at.fd, dst_dir_fd=to.fd)
             return
-        code = _errno_of(_libc.renameat2, at.fd, os.fsencode(name), to.fd, os.fsencode(new), _RENAME_NOREPLACE)
-        if code == 0:
+        if _kernel.rename_noreplace(at.fd, name, to.fd, new):
             return
-        if code not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(code, os.strerror(code), new)
         # No such call on this filesystem. Our own processes act on one name under one lock, so looking first is enough.
         if self.stat(to, new) is not None:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new)
@@ -388,34 +387,40 @@ class PosixDisk:
     def fstat(self, handle: Handle) -> Stat:
         return _stat(os.fstat(handle.fd))
 
-    def lock(self, file: File, *, exclusive: bool) -> bool:
-        if file.closed:  # flock answers this one with a ValueError
+    def lock(self, handle: Handle, *, exclusive: bool) -> bool:
+        if handle.closed:  # flock answers this one with a ValueError
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         try:
-            fcntl.flock(file.fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(handle.fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
+    def lease(self, file: File) -> bool:
+        return _kernel.write_lease(file.fd)
+
     def word(self, file: File) -> Word:
-        if fcntl.fcntl(file.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
-            return _MappedWord(file.fd)
-        return _ReadOnlyWord(file.fd)
+        return _MappedWord(file.fd)
 
     def free(self) -> int:
         status = os.fstatvfs(self.root.fd)
         return status.f_bavail * status.f_frsize
 
     def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
-        device = os.fstat(self.root.fd).st_dev
-        own = (os.getpid(), but.fd if but is not None else -1)
-        found = set()
-        for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-            for fd, status in _open_files(pid):
-                if status.st_dev == device and status.st_ino in inodes and (pid, fd) != own:
-                    found.add(pid)
-                    break
-        return tuple(sorted(found))
+        found = self.openers(but=but)
+        return tuple(sorted({pid for inode in inodes & found.keys() for pid in found[inode]}))
+
+    def openers(self, *, but: Handle | None = None) -> dict[int, frozenset[int]]:
+        return _proc.openers(os.fstat(self.root.fd).st_dev, but=-1 if but is None else but.fd)
+
+    def trim(self) -> int:
+        return _kernel.trim(self.root.fd)
+
+    def background(self, job: Callable[[], None]) -> Callable[[], None] | None:
+        # A daemon: it may be cut short anywhere, as by a crash, and must not keep the host from ending.
+        thread = threading.Thread(target=job, name="layercache-purge", daemon=True)
+        thread.start()
+        return thread.join
 
     def close(self, handle: Handle) -> None:
         fd, handle.fd = handle.fd, -1
@@ -467,31 +472,9 @@ def _make_durably(path: str | os.PathLike[str]) -> None:
             os.close(fd)
 
 
-def _errno_of(function: Callable[..., int], *args: object) -> int:
-    """Return the error number of a call of the C library, 0 for none. Goes on after a signal, as Python's calls do."""
-    while function(*args) != 0:
-        code = ctypes.get_errno()
-        if code != errno.EINTR:
-            return code
-    return 0
-
-
 def _stat(status: os.stat_result) -> Stat:
     kind: Kind = "file" if stat.S_ISREG(status.st_mode) else "dir" if stat.S_ISDIR(status.st_mode) else "other"
     return Stat(kind, status.st_size, status.st_ino, status.st_nlink, status.st_mtime)
-
-
-def _open_files(pid: int) -> Iterator[tuple[int, os.stat_result]]:
-    folder = f"/proc/{pid}/fd"
-    try:
-        names = os.listdir(folder)
-    except OSError:  # gone, or not ours to look at
-        return
-    for name in names:
-        try:
-            yield int(name), os.stat(f"{folder}/{name}")
-        except OSError:
-            continue
 
 
 def _boot_id() -> str:

@@ -15,6 +15,7 @@ from layercache.store._disk import Dir, Disk
 from layercache.store._files import NEW
 from layercache.store._layout import (
     ASIDE,
+    BALLAST,
     DATA,
     FORMAT,
     JANITOR_LOCK,
@@ -40,7 +41,7 @@ from layercache.store._sweep import PARTS, Sweep
 __all__ = ["recover"]
 
 _ROOT = frozenset(
-    (FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, SCRUB_LOCK, SLOTS, DATA, TRASH, RECEIPTS, ASIDE, "lost+found")
+    (FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, SCRUB_LOCK, BALLAST, SLOTS, DATA, TRASH, RECEIPTS, ASIDE, "lost+found")
 )
 _KNOWN: dict[str, Callable[[str], bool]] = {
     SLOTS: is_slot,
@@ -148,12 +149,12 @@ class _Janitor:
                     self._aside(slot_dir, name, f"{SLOTS}/{slot}/{name}")
             living = state.generation if state is not None and state.state == "live" else 0
             if living and disk.stat(data, generation_name(slot, living)) is None:
-                self._slots.purge(slot, slot_dir, living, wait=0.0, started=disk.now())
+                self._slots.purge(slot, slot_dir, living)
                 self._leftovers.note("generation", f"{SLOTS}/{slot}/{state}", detail="its directory is missing; ended")
                 living = 0
             elif living and self._fenced(slot):
                 # Whoever purged it died between the word and the rename: nothing of it is given out, and nothing went.
-                self._slots.purge(slot, slot_dir, living, wait=0.0, started=disk.now())
+                self._slots.purge(slot, slot_dir, living)
                 self._leftovers.note("generation", f"{SLOTS}/{slot}/{state}", detail="its purge had begun; ended")
                 living = 0
             elif living and self._slots.end_lost(slot, slot_dir):

@@ -18,6 +18,7 @@ from layercache.oci import Descriptor, DiffID, Digest, MediaType, Platform, Refe
 
 __all__ = [
     "ASIDE",
+    "BALLAST",
     "BLOBS",
     "DATA",
     "FENCE",
@@ -66,7 +67,7 @@ __all__ = [
 ]
 
 FORMAT, ROOT_LOCK, ROOT_KEY = "FORMAT", "root.lock", "root.key"
-JANITOR_LOCK, SCRUB_LOCK = "janitor.lock", "scrub.lock"
+JANITOR_LOCK, SCRUB_LOCK, BALLAST = "janitor.lock", "scrub.lock", "ballast"
 SLOTS, DATA, TRASH, RECEIPTS, ASIDE = "slots", "data", "trash", "receipts", "aside"
 SLOT_LOCK = "lock"
 BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (

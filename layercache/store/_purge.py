@@ -1,192 +1,208 @@
 """The purge of one generation, in steps that any process can take up where another stopped.
 
-    fence      set the mapped word, rename live.g to purging.g, fsync: from here nothing of it is given out or published
+    fence      write the mapped word, rename live.g to purging.g, fsync: from here nothing of it is given out
     hide       rename the generation's directory into trash/, fsync both parents
-    empty      unlink every file nobody has open, wait for the others until the caller's deadline
+    forget     the key of a sealed namespace
+    empty      unlink every file nobody has open (the kernel says so: a write lease)
     prove      rmdir bottom-up; a directory that is not empty had a late writer: empty it again
-    record     append the receipt, then rename purging.g to dead.g
+    record     append the receipt, durable, then rename purging.g to dead.g
+    trim       where asked for: hand the free blocks to the device, and record that
 
-What is left in trash/ after the deadline is finished by the next open of the root, or by the next purge.
+Fencing and the state's renames act under the slot's lock; emptying under a lock of the hidden directory, so that a new
+generation can begin meanwhile. No step relies on the one who took the step before.
 """
 
 from __future__ import annotations
 
-import errno
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 
+from layercache.store._ballast import Ballast
+from layercache.store._chain import Chain
 from layercache.store._disk import Dir, Disk
-from layercache.store._layout import BLOBS, FENCE, FENCE_SIZE, SlotState, generation_name
-from layercache.store._receipts import Chain, Receipt
+from layercache.store._erase import Found, erase
+from layercache.store._layout import FENCE, FENCE_SIZE, Slot, SlotState, generation_name
+from layercache.store._receipts import Level, Proof, Receipt
 
-__all__ = ["Purge", "discard"]
+__all__ = ["Place", "Purge"]
 
-_PASSES = 1000
-_STEP = 0.01
+_FENCED = (1).to_bytes(FENCE_SIZE, "little")
 
 
-@dataclass(slots=True)
-class _Found:
-    """What one walk removed, and what it could not."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The root's directories that generations move between, and what every purge of it needs."""
 
-    entries: int = 0
-    blobs: int = 0
-    bytes: int = 0
-    held: set[int] = field(default_factory=set)
-    failed: list[OSError] = field(default_factory=list)
+    disk: Disk
+    slots: Dir
+    data: Dir
+    trash: Dir
+    chain: Chain
+    ballast: Ballast
+    forget_key: Callable[[str], None] = lambda _: None
+    """Destroys the key of a sealed generation, known by its directory."""
 
 
 class Purge:
-    """One generation on its way out. The caller holds the slot's lock."""
+    """One generation on its way out.
+
+    :param resumed: what it removes is not all: somebody else began, and may have died.
+    :param trim: hand the blocks to the device when they are free.
+    """
 
     def __init__(
-        self, disk: Disk, *, slots: Dir, data: Dir, trash: Dir, chain: Chain, slot: str, generation: int
+        self, place: Place, slot: Slot, generation: int, *, started: float, resumed: bool, trim: bool = False
     ) -> None:
-        self._disk = disk
-        self._slots, self._data, self._trash = slots, data, trash
-        self._chain = chain
-        self._slot, self._generation = slot, generation
+        self._place = place
+        self._disk = place.disk
+        self.slot, self.generation = slot, generation
+        self.trim = trim
         self._name = generation_name(slot, generation)
+        self._started = started
+        self._resumed = resumed
+        self._blobs = self._bytes = self._elsewhere = 0
+        self._proof: Proof = "lease"
+        self._last = Found()
+        self._holders: dict[int, frozenset[int]] = {}
+        self._guard: Dir | None = None
+        self.busy = False
+        """True while somebody else is emptying it."""
+
+    @property
+    def held(self) -> bool:
+        """True when the last look found files that somebody has open, or that could not be removed."""
+        return bool(self._last.held or self._last.failed)
+
+    @property
+    def stuck(self) -> bool:
+        """True when the last look removed nothing."""
+        return self.busy or not self._last.entries
 
     def fence(self, slot_dir: Dir) -> None:
-        """End the generation for every process. Durable when it returns."""
+        """End the generation for every process. Durable when it returns. The slot's lock is held."""
         disk = self._disk
-        live, purging = (str(SlotState(state, self._generation)) for state in ("live", "purging"))
+        live, purging = (str(SlotState(state, self.generation)) for state in ("live", "purging"))
         # The word first: it takes effect at once in every process that has the generation open. Should we die before
         # the rename, the next to open the namespace sees the word and purges it.
         self._set_word()
         if disk.stat(slot_dir, live) is not None:
-            disk.rename(slot_dir, live, slot_dir, purging, replace=False)
+            self._place.ballast.spared(lambda: disk.rename(slot_dir, live, slot_dir, purging, replace=False))
         disk.sync(slot_dir)
 
     def hide(self) -> None:
-        """Move the directory to where no name of a namespace leads."""
-        disk = self._disk
-        if disk.stat(self._data, self._name) is not None:
-            disk.rename(self._data, self._name, self._trash, self._name, replace=False)
-        disk.sync(self._trash)
-        disk.sync(self._data)
+        """Move the directory to where no name of a namespace leads. Durable when it returns."""
+        disk, place = self._disk, self._place
+        if disk.stat(place.data, self._name) is not None:
+            with suppress(FileNotFoundError):  # somebody else who finishes it was faster
+                place.ballast.spared(
+                    lambda: disk.rename(place.data, self._name, place.trash, self._name, replace=False)
+                )
+        disk.sync(place.trash)
+        disk.sync(place.data)
 
-    def finish(self, *, wait: float, started: float, record_pending: bool = True) -> Receipt:
-        """Empty the directory, remove it, append the receipt. Waits at most ``wait`` seconds for open readers.
+    def empty(self, due: Callable[[], bool] = lambda: False) -> bool:
+        """Remove what nobody has open now; true when nothing is left, and that is durable.
 
-        Without ``record_pending`` a receipt is appended only when nothing is left.
+        Stops early once ``due`` says so. Then, and while somebody else is at it, false.
         """
-        disk = self._disk
-        total = _Found()
-        waited = 0.0
-        for _ in range(_PASSES):
-            found = discard(disk, self._trash, self._name)
-            total.blobs += found.blobs
-            total.bytes += found.bytes
-            if disk.stat(self._trash, self._name) is None:
-                break
-            if found.entries and not found.held and not found.failed:
-                continue  # a late writer; he finds no directory any more once ours is gone
-            if waited >= wait:
-                break
-            disk.pause(_STEP)
-            waited += _STEP
-        disk.sync(self._trash)
-        gone = disk.stat(self._trash, self._name) is None
-        receipt = Receipt(
-            slot=self._slot,
-            generation=self._generation,
-            level="unlinked" if gone else "fenced",
-            blobs=total.blobs,
-            bytes=total.bytes,
-            pending=() if gone else disk.holders(frozenset(found.held)),
-            started=started,
-            finished=disk.now(),
-            previous="",
+        disk, place = self._disk, self._place
+        try:
+            guard = disk.dir(place.trash, self._name)
+        except FileNotFoundError:
+            return self._gone()
+        try:
+            self.busy = not disk.lock(guard, exclusive=True)
+            if self.busy:
+                return False
+            # Before the first file goes: what leads to the key is one of them.
+            place.forget_key(self._name)
+            self._last = found = erase(disk, place.trash, self._name, due=due, free_blocks=self.trim)
+            self._blobs += found.blobs
+            self._bytes += found.bytes
+            self._elsewhere += found.elsewhere
+            if found.proof == "scan":
+                self._proof = "scan"
+            if disk.stat(place.trash, self._name) is not None:
+                return False
+            # Its lock stays ours until the end is recorded: who waits for it finds the record.
+            self._guard, guard = guard, None  # type: ignore[assignment]
+            return self._gone()
+        finally:
+            if guard is not None:
+                disk.close(guard)
+
+    def name_holders(self, openers: Mapping[int, frozenset[int]]) -> None:
+        """Learn who has which files open."""
+        self._holders = {inode: openers[inode] for inode in self._last.held & openers.keys()}
+
+    def receipt(self, level: Level, *, trimmed: int = 0) -> Receipt:
+        """Return what is reached, not recorded."""
+        left = level == "fenced"
+        return Receipt(
+            slot=self.slot,
+            generation=self.generation,
+            level=level,
+            blobs=self._blobs,
+            bytes=self._bytes,
+            pending=tuple(sorted(frozenset[int]().union(*self._holders.values()))) if left else (),
+            unseen=len(self._last.held - self._holders.keys()) if left else 0,
+            failed=dict(sorted(self._last.failed.items())) if left else {},
+            elsewhere=self._elsewhere,
+            resumed=self._resumed,
+            proof="" if left else self._proof,
+            trimmed=trimmed,
+            started=self._started,
+            finished=self._disk.now(),
         )
-        if not gone and not record_pending:
-            return receipt
-        return self._chain.append(receipt)
+
+    def record(self, level: Level, *, trimmed: int = 0) -> Receipt:
+        """Append what is reached to the chain, durable, and return it."""
+        receipt = self._place.chain.append(self.receipt(level, trimmed=trimmed))
+        if self._guard is not None:
+            guard, self._guard = self._guard, None
+            self._disk.close(guard)
+        return receipt
 
     def close_slot(self, slot_dir: Dir) -> None:
-        """Let the namespace begin anew: its next generation is the one after this."""
+        """Let the namespace begin anew: its next generation is the one after this. The slot's lock is held."""
         disk = self._disk
-        purging, dead = (str(SlotState(state, self._generation)) for state in ("purging", "dead"))
+        purging, dead = (str(SlotState(state, self.generation)) for state in ("purging", "dead"))
         if disk.stat(slot_dir, purging) is not None:
-            disk.rename(slot_dir, purging, slot_dir, dead, replace=False)
+            # After the receipt, never before: a generation that is called dead has one.
+            self._place.ballast.spared(lambda: disk.rename(slot_dir, purging, slot_dir, dead, replace=False))
         disk.sync(slot_dir)
+
+    def discard_blocks(self) -> int:
+        """Hand the free blocks of the filesystem to the device; return the bytes. Blocks for as long as that takes."""
+        return self._disk.trim()
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        if self._guard is not None:
+            self._disk.close(self._guard)
+            self._guard = None
+
+    def _gone(self) -> bool:
+        # Also where somebody else removed it: he may have died before his fsync.
+        self._disk.sync(self._place.trash)
+        self._last = Found()
+        self._holders = {}
+        return True
 
     def _set_word(self) -> None:
         disk = self._disk
         try:
-            folder = disk.dir(self._data, self._name)
+            folder = disk.dir(self._place.data, self._name)
         except FileNotFoundError:
             return  # hidden already
         try:
             file = disk.create(folder, FENCE, exist_ok=True)
             try:
-                if disk.fstat(file).size < FENCE_SIZE:
-                    disk.truncate(file, FENCE_SIZE)  # damaged; a word must not be mapped beyond the end
-                disk.word(file).set(1)
+                # Written, not stored through a mapping: that would kill this process where the page needs a block and
+                # the disk has none left.
+                self._place.ballast.spared(lambda: disk.write(file, _FENCED, 0))
             finally:
                 disk.close(file)
         finally:
             disk.close(folder)
-
-
-def discard(disk: Disk, at: Dir, name: str) -> _Found:
-    """Remove a directory with all that is below it and not held; go on past whatever resists."""
-    found = _Found()
-    try:
-        folder = disk.dir(at, name)
-    except FileNotFoundError:
-        return found
-    try:
-        _empty(disk, folder, found, blobs=False)
-    except OSError as error:
-        found.failed.append(error)
-    finally:
-        disk.close(folder)
-    _remove_dir(disk, at, name, found)
-    return found
-
-
-def _empty(disk: Disk, folder: Dir, found: _Found, *, blobs: bool) -> None:
-    for name in disk.names(folder):
-        try:
-            status = disk.stat(folder, name)
-            if status is None:
-                continue
-            if status.kind == "dir":
-                child = disk.dir(folder, name)
-                try:
-                    _empty(disk, child, found, blobs=blobs or name == BLOBS)
-                finally:
-                    disk.close(child)
-                _remove_dir(disk, folder, name, found)
-            elif status.kind == "file" and status.links == 1 and not _unheld(disk, folder, name):
-                found.held.add(status.inode)
-            else:
-                disk.remove(folder, name)
-                found.entries += 1
-                found.blobs += blobs
-                found.bytes += status.size
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            found.failed.append(error)
-
-
-def _unheld(disk: Disk, folder: Dir, name: str) -> bool:
-    """Tell whether nobody holds a lock on the file: readers and writers of this library all do."""
-    file = disk.open(folder, name)
-    try:
-        return disk.lock(file, exclusive=True)
-    finally:
-        disk.close(file)
-
-
-def _remove_dir(disk: Disk, at: Dir, name: str, found: _Found) -> None:
-    try:
-        disk.remove_dir(at, name)
-        found.entries += 1
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            found.failed.append(error)

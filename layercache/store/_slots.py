@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from layercache.errors import KeyGoneError, StoreError
-from layercache.store._disk import Dir, Disk
+from layercache.store._disk import Dir
+from layercache.store._erase import erase
+from layercache.store._errand import Errand, Errands
 from layercache.store._files import PATIENCE, lock_within, write_small
 from layercache.store._form import Form, PlainForm
 from layercache.store._generation import Generation
@@ -35,23 +38,25 @@ from layercache.store._layout import (
     parse_discarded,
     parse_generation_name,
 )
-from layercache.store._purge import Purge, discard
-from layercache.store._receipts import Chain, Receipt
+from layercache.store._purge import Place, Purge
+from layercache.store._receipts import Receipt
 
 __all__ = ["Slots"]
 
 _log = logging.getLogger("layercache.store")
 
+_BUDGET = 0.5
+"""Seconds that beginning a generation spends on the one before."""
+
 
 class Slots:
     """The slots of one root, with the directories that generations move between. Verbs raise ``OSError``."""
 
-    def __init__(
-        self, disk: Disk, *, slots: Dir, data: Dir, trash: Dir, chain: Chain, health: Health, keys: Keys, writable: bool
-    ) -> None:
-        self._disk = disk
-        self._slots, self._data, self._trash = slots, data, trash
-        self._chain = chain
+    def __init__(self, place: Place, *, health: Health, keys: Keys, writable: bool) -> None:
+        self._place = replace(place, forget_key=self._forget_key)
+        self._disk = place.disk
+        self._slots, self._data, self._trash = place.slots, place.data, place.trash
+        self._errands = Errands(place.disk)
         self._health = health
         self._keys = keys
         self.writable = writable
@@ -60,21 +65,28 @@ class Slots:
         """Return the slots there are."""
         return sorted(name for name in self._disk.names(self._slots) if is_slot(name))
 
-    def resume(self) -> None:
-        """Finish what interrupted purges left, where no other process is at it. One that fails hinders no other."""
-        for slot in self.names():
+    def resume(self, *, budget: float = math.inf) -> None:
+        """Finish what interrupted purges left, where no other process is at it. One that fails hinders no other.
+
+        After ``budget`` seconds the rest goes on beside the caller.
+        """
+        end = self._disk.elapsed() + budget
+        left = []
+        for purge in self._unfinished(0.0):
             with self._failing_alone():
-                state = self.state_of(slot)
-                if state is not None and state.state == "purging":
-                    with self.locked(slot, create=False, patience=0.0) as slot_dir:
-                        state = self.state(slot_dir)
-                        if state is not None and state.state == "purging":
-                            self.purge(slot, slot_dir, state.generation, wait=0.0, started=self._disk.now())
-        # In order: what is done must not depend on how a set of texts happens to be laid out.
-        left = {found for name in self._disk.names(self._trash) if (found := _slot_in_trash(name))}
-        for slot in sorted(left):
-            with self._failing_alone(), self.locked(slot, create=True, patience=0.0):
-                self.finish_trash(slot, wait=0.0, record_pending=False)
+                if purge.empty(self._past(end)):
+                    purge.record("unlinked")
+                    self._let_begin(purge)
+                else:
+                    left.append(purge)
+            purge.close()
+        for name in sorted(self._disk.names(self._trash)):
+            if (owner := parse_discarded(name)) is not None:
+                with self._failing_alone(), self.locked(owner, create=True, patience=0.0):
+                    erase(self._disk, self._trash, name, due=self._past(end))
+                    self._disk.sync(self._trash)
+        if left:
+            self._errands.leave(Errand(self._disk, left, wait=None, close=self._let_begin))
 
     def live(self, slot: Slot, *, keyless: bool = False) -> Generation | None:
         """Return the live generation of a slot, opened; ``None`` where there is none.
@@ -121,7 +133,8 @@ class Slots:
         if state is not None and state.state == "live":
             return
         if state is not None and state.state == "purging":
-            self.purge(slot, slot_dir, state.generation, wait=0.0, started=disk.now())
+            # Whoever purges it may be at it for long. What he has to do is done beside the new generation.
+            self.purge(slot, slot_dir, state.generation, budget=_BUDGET)
         number = 1 if state is None else state.generation + 1
         folder = generation_name(slot, number)
         if disk.stat(self._data, folder) is not None:
@@ -156,15 +169,53 @@ class Slots:
             disk.rename(slot_dir, str(SlotState("dead", state.generation)), slot_dir, live, replace=False)
         disk.sync(slot_dir)
 
-    def purge(self, slot: Slot, slot_dir: Dir, generation: int, *, wait: float, started: float) -> Receipt:
-        """End a generation of a slot whose lock is held."""
+    def end(self, slots: Sequence[Slot], *, wait: float, started: float, trim: bool) -> list[Receipt | None]:
+        """End the live generation of each slot and finish what is left of earlier ones; return the last's receipts.
+
+        All are fenced before anybody is waited for. ``None`` where there was nothing to purge.
+        """
+        purges: dict[Slot, list[Purge]] = {}
+        for slot in slots:
+            purges[slot] = [purge for purge in self._in_trash(trim=trim) if purge.slot == slot]
+            if self._disk.stat(self._slots, slot) is None:
+                continue
+            with self.locked(slot, create=False) as slot_dir:
+                state = self.state(slot_dir)
+                if state is None or state.state == "dead":
+                    continue
+                begun = state.state == "purging"
+                purge = Purge(self._place, slot, state.generation, started=started, resumed=begun, trim=trim)
+                purge.fence(slot_dir)
+                purges[slot] = [other for other in purges[slot] if other.generation != state.generation] + [purge]
+        return self._run(purges, wait)
+
+    def end_left(self, *, wait: float) -> list[Receipt]:
+        """Go on with every purge of the root that is not at its end; return what each has reached."""
+        left = self._unfinished(PATIENCE)
+        receipts = self._errands.run(Errand(self._disk, left, wait=wait, close=self._let_begin)) if left else []
+        self.end_receipts()
+        return receipts
+
+    def purge(self, slot: Slot, slot_dir: Dir, generation: int, *, budget: float = math.inf) -> Receipt:
+        """End a generation of a slot whose lock is held, as far as nobody has it open; the rest is left in trash."""
         purge = self._purge_of(slot, generation)
-        purge.fence(slot_dir)
-        purge.hide()
-        self._forget_key(generation_name(slot, generation))
-        receipt = purge.finish(wait=wait, started=started)
-        purge.close_slot(slot_dir)
+        try:
+            purge.fence(slot_dir)
+            purge.hide()
+            gone = purge.empty(self._past(self._disk.elapsed() + budget))
+            if purge.held:
+                purge.name_holders(self._disk.openers())
+            receipt = purge.record("unlinked" if gone else "fenced")
+            purge.close_slot(slot_dir)
+        finally:
+            purge.close()
+        if not gone:
+            self._errands.leave(Errand(self._disk, [purge], wait=None, close=self._let_begin))
         return receipt
+
+    def stop(self) -> None:
+        """End what goes on beside the callers."""
+        self._errands.stop()
 
     def end_lost(self, slot: Slot, slot_dir: Dir) -> bool:
         """End the generation that lives in a slot, whose lock is held, if its key is gone; tell whether it was."""
@@ -174,7 +225,7 @@ class Slots:
         record = self.key_record(generation_name(slot, state.generation))
         if record is None or not self._keys.lost(record):
             return False
-        self.purge(slot, slot_dir, state.generation, wait=0.0, started=self._disk.now())
+        self.purge(slot, slot_dir, state.generation)
         return True
 
     def key_record(self, folder: str) -> KeyRecord | None:
@@ -212,37 +263,23 @@ class Slots:
             if record is not None:
                 self._keys.forget(record)
 
-    def finish_trash(self, slot: Slot, *, wait: float, record_pending: bool = True) -> list[Receipt]:
-        """Go on with generations of a slot, whose lock is held, that are hidden but not gone."""
-        receipts = []
-        for name in sorted(self._disk.names(self._trash)):
-            parsed = parse_generation_name(name)
-            if parsed is not None and parsed[0] == slot:
-                self._forget_key(name)
-                purge = self._purge_of(*parsed)
-                receipts.append(
-                    purge.finish(wait=wait, started=self._disk.now(), record_pending=record_pending),
-                )
-            elif parse_discarded(name) == slot:
-                discard(self._disk, self._trash, name)
-                self._disk.sync(self._trash)
-        return receipts
-
     def end_receipts(self) -> None:
         """Append what a process could not say that died between the last unlink of a generation and its receipt."""
         open_ends: dict[tuple[Slot, int], Receipt] = {}
-        for receipt in self._chain.read():
+        chain = self._place.chain
+        chain.settle()
+        for receipt in chain.read():
             key = (receipt.slot, receipt.generation)
-            if receipt.level == "unlinked":
+            if receipt.ends:
                 open_ends.pop(key, None)
             else:
                 open_ends[key] = receipt
-        for (slot, generation), receipt in open_ends.items():
+        for slot, generation in open_ends:
             with self._failing_alone(), self.locked(slot, create=True, patience=0.0):
                 if self._disk.stat(self._trash, generation_name(slot, generation)) is None:
-                    self._disk.sync(self._trash)
-                    now = self._disk.now()
-                    self._chain.append(replace(receipt, level="unlinked", pending=(), finished=now, previous=""))
+                    purge = self._purge_of(slot, generation)
+                    if purge.empty():
+                        purge.record("unlinked")
 
     def discard(self, folder: str) -> None:
         """Remove the directory of a generation that does not live, of a slot whose lock is held. Without a receipt."""
@@ -251,19 +288,53 @@ class Slots:
         disk.rename(self._data, folder, self._trash, name, replace=False)
         disk.sync(self._trash)
         disk.sync(self._data)
-        discard(disk, self._trash, name)
+        erase(disk, self._trash, name)
         disk.sync(self._trash)
 
-    def _purge_of(self, slot: Slot, generation: int) -> Purge:
-        return Purge(
-            self._disk,
-            slots=self._slots,
-            data=self._data,
-            trash=self._trash,
-            chain=self._chain,
-            slot=slot,
-            generation=generation,
-        )
+    def _purge_of(self, slot: Slot, generation: int, *, trim: bool = False) -> Purge:
+        """Return the purge of a generation that somebody else began."""
+        return Purge(self._place, slot, generation, started=self._disk.now(), resumed=True, trim=trim)
+
+    def _in_trash(self, *, trim: bool = False) -> list[Purge]:
+        """Return the purges whose generation is hidden and not gone."""
+        # In order: what is done must not depend on how a listing happens to be laid out.
+        parsed = map(parse_generation_name, sorted(self._disk.names(self._trash)))
+        return [self._purge_of(*found, trim=trim) for found in parsed if found is not None]
+
+    def _unfinished(self, patience: float) -> list[Purge]:
+        """Return every purge that is not at its end, hidden: also one of which only the receipt is missing."""
+        begun: dict[tuple[Slot, int], Purge] = {}
+        for slot in self.names():
+            with self._failing_alone():
+                state = self.state_of(slot)
+                if state is not None and state.state == "purging":
+                    with self.locked(slot, create=False, patience=patience) as slot_dir:
+                        state = self.state(slot_dir)
+                        if state is not None and state.state == "purging":
+                            purge = self._purge_of(slot, state.generation)
+                            purge.fence(slot_dir)
+                            purge.hide()
+                            begun[slot, purge.generation] = purge
+        return [
+            *begun.values(),
+            *(purge for purge in self._in_trash() if (purge.slot, purge.generation) not in begun),
+        ]
+
+    def _run(self, purges: dict[Slot, list[Purge]], wait: float) -> list[Receipt | None]:
+        everything = [purge for some in purges.values() for purge in some]
+        if not everything:
+            return [None] * len(purges)
+        errand = Errand(self._disk, everything, wait=wait, close=self._let_begin)
+        receipts = dict(zip(everything, self._errands.run(errand), strict=True))
+        return [receipts[some[-1]] if some else None for some in purges.values()]
+
+    def _let_begin(self, purge: Purge) -> None:
+        """Let a purged namespace begin anew. Not being able to is no failure of the purge: who comes next does it."""
+        with self._failing_alone(), suppress(FileNotFoundError), self.locked(purge.slot, create=False) as slot_dir:
+            purge.close_slot(slot_dir)
+
+    def _past(self, end: float) -> Callable[[], bool]:
+        return lambda: self._disk.elapsed() >= end
 
     @contextmanager
     def locked(self, slot: Slot, *, create: bool, patience: float = PATIENCE) -> Iterator[Dir]:
@@ -276,7 +347,7 @@ class Slots:
             disk.sync(self._slots)
         slot_dir = disk.dir(self._slots, slot)
         try:
-            lock = disk.create(slot_dir, SLOT_LOCK, exist_ok=True)
+            lock = self._place.ballast.spared(lambda: disk.create(slot_dir, SLOT_LOCK, exist_ok=True))
             try:
                 lock_within(disk, lock, patience=patience)
                 yield slot_dir
@@ -311,8 +382,3 @@ class Slots:
             yield
         except (OSError, StoreError) as error:
             _log.warning("a purge could not be finished now: %s", error)
-
-
-def _slot_in_trash(name: str) -> Slot | None:
-    parsed = parse_generation_name(name)
-    return parse_discarded(name) if parsed is None else parsed[0]

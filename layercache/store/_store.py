@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from layercache.control import Control
@@ -19,6 +19,8 @@ from layercache.errors import (
     UnsafeRootError,
 )
 from layercache.reports import Finding
+from layercache.store._ballast import Ballast
+from layercache.store._chain import Chain
 from layercache.store._disk import Dir, Disk, File, Handle, PosixDisk
 from layercache.store._faults import guarding
 from layercache.store._files import NEW, PATIENCE, fresh, lock_within, read_small, temporary, write_small
@@ -28,6 +30,7 @@ from layercache.store._janitor import recover
 from layercache.store._keys import KeyRecord, Keys
 from layercache.store._layout import (
     ASIDE,
+    BALLAST,
     DATA,
     FORMAT,
     JANITOR_LOCK,
@@ -49,14 +52,18 @@ from layercache.store._layout import (
     slot_name,
 )
 from layercache.store._leftovers import Leftover
-from layercache.store._receipts import Chain, Receipt
+from layercache.store._purge import Place
+from layercache.store._receipts import Receipt
 from layercache.store._scrub import scrub
 from layercache.store._slots import Slots
 
 __all__ = ["Store", "Tenancy"]
 
+_BUDGET = 0.5
+"""Seconds that opening spends on purges that others left; the rest goes on beside the caller."""
+
 _FOLDERS = (SLOTS, DATA, TRASH, RECEIPTS)
-_OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, SCRUB_LOCK, ASIDE, *_FOLDERS, "lost+found"))
+_OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, SCRUB_LOCK, ASIDE, BALLAST, *_FOLDERS, "lost+found"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +101,14 @@ class Store:
                 self._key = parse_key(read_small(self._disk, self._disk.root, ROOT_KEY))
                 self._folders = [self._open_folder(name) for name in _FOLDERS]
                 self._slots_dir, self._data, self._trash, receipts = self._folders
-                self._chain = Chain(self._disk, receipts)
+                ballast = Ballast(self._disk)
+                self._chain = Chain(self._disk, receipts, ballast)
+                place = Place(self._disk, self._slots_dir, self._data, self._trash, self._chain, ballast)
                 self._keys = Keys(self._disk, self._key)
-                self._slots = Slots(
-                    self._disk,
-                    slots=self._slots_dir,
-                    data=self._data,
-                    trash=self._trash,
-                    chain=self._chain,
-                    health=self._health,
-                    keys=self._keys,
-                    writable=self.writable,
-                )
+                self._slots = Slots(place, health=self._health, keys=self._keys, writable=self.writable)
                 if self.writable:
-                    self._slots.resume()
+                    ballast.prepare()
+                    self._slots.resume(budget=_BUDGET)
         except BaseException:
             self._close_all()
             raise
@@ -146,7 +147,7 @@ class Store:
                 return generation
             if generation is not None:
                 generation.close()
-                self.purge(name)  # somebody set the word and died before the rename
+                self.purge(name, wait=0.0)  # somebody set the word and died before the rename
             if not create:
                 return None
             self._check_writable()
@@ -170,26 +171,34 @@ class Store:
 
     # -- purge
 
-    def purge(self, name: NamespaceName, *, wait: float = 0.0) -> Receipt:
+    def purge(self, name: NamespaceName, *, wait: float = 5.0, trim: bool = False) -> Receipt:
         """End the live generation of a namespace and remove every byte of it; return what was reached.
 
-        From the moment the fence is durable no call in any process gives out or publishes a byte of it. Waits at most
-        ``wait`` seconds for readers that still have files open; those are named in the receipt, and their files go when
-        the root is opened or purged next.
+        From the moment the fence is durable no call in any process gives out or publishes a byte of it. From then on
+        this waits at most ``wait`` seconds (and a tenth) for readers and for the files to go. What is left goes on
+        beside the caller, and when he is gone it is finished by the next to open or purge.
+
+        :param trim: then hand the blocks to the device (``discarded``), where that can be done.
         """
+        return self.purge_all([name], wait=wait, trim=trim)[0]
+
+    def purge_all(self, names: Sequence[NamespaceName], *, wait: float = 5.0, trim: bool = False) -> list[Receipt]:
+        """Purge several namespaces, all fenced before any is waited for; return a receipt for each, in their order."""
         self._check_open()
-        slot = slot_name(self._key, name)
         started = self._disk.now()
+        slots = [slot_name(self._key, name) for name in names]
         with guarding("purge a namespace"):
             self._check_writable()
-            if self._disk.stat(self._slots_dir, slot) is None:
-                return _nothing(slot, started)
-            with self._slots.locked(slot, create=False) as slot_dir:
-                left = self._slots.finish_trash(slot, wait=wait)
-                state = self._slots.state(slot_dir)
-                if state is None or state.state == "dead":
-                    return left[-1] if left else _nothing(slot, started)
-                return self._slots.purge(slot, slot_dir, state.generation, wait=wait, started=started)
+            found = self._slots.end(list(dict.fromkeys(slots)), wait=wait, started=started, trim=trim)
+        receipts = dict(zip(dict.fromkeys(slots), found, strict=True))
+        return [receipts[slot] or _nothing(slot, started) for slot in slots]
+
+    def resume_purges(self, *, wait: float = 5.0) -> list[Receipt]:
+        """Go on with every purge of this root that is not at its end; return what each has reached."""
+        self._check_open()
+        with guarding("finish purges"):
+            self._check_writable()
+            return self._slots.end_left(wait=wait)
 
     def recover(self) -> tuple[Leftover, ...]:
         """Sweep what crashes left behind and return it; a second time finds nothing but what failed.
@@ -233,6 +242,7 @@ class Store:
             if self._closed:
                 return
             self._closed = True
+        self._slots.stop()
         self._close_all()
 
     # -- inside: the root
@@ -302,7 +312,7 @@ class Store:
                 disk.make_dir(disk.root, name)
         receipts = disk.dir(disk.root, RECEIPTS)
         try:
-            Chain(disk, receipts).prepare()
+            Chain(disk, receipts, Ballast(disk)).prepare()
         finally:
             disk.close(receipts)
         # Never a second one: names of slots that are there hang from it.
@@ -378,7 +388,7 @@ class Store:
             self._slots.writable = self.writable
         if not self.writable:
             raise ReadOnlyError("the root cannot be written", hint="remount it, or choose another root")
-        self._slots.resume()
+        self._slots.resume(budget=_BUDGET)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -386,14 +396,4 @@ class Store:
 
 
 def _nothing(slot: Slot, started: float) -> Receipt:
-    return Receipt(
-        slot=slot,
-        generation=0,
-        level="unlinked",
-        blobs=0,
-        bytes=0,
-        pending=(),
-        started=started,
-        finished=started,
-        previous="",
-    )
+    return Receipt(slot=slot, generation=0, level="unlinked", started=started, finished=started)

@@ -11,7 +11,7 @@ class KilledError(BaseException):
     """The virtual process is no more. No verb does anything any more, so unwinding changes nothing."""
 
 
-_NEVER_FAIL = frozenset(("close", "pause", "word", "start_flush", "holders"))
+_NEVER_FAIL = frozenset(("close", "pause", "start_flush", "holders", "openers"))
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from layercache.store._disk import Dir, File, Kind
+from layercache.store._disk import Dir, File, Handle, Kind
 
 __all__ = ["PAGE", "SECTOR", "Change", "Node", "SimulatedDir", "SimulatedFile", "Tree"]
 
@@ -32,7 +32,9 @@ class Node:
         "home",
         "ino",
         "kind",
+        "leased",
         "locks",
+        "mapped",
         "mtime",
         "named",
         "opened",
@@ -52,7 +54,8 @@ class Node:
         """The entry of ``data/`` this was made below."""
         self.mtime = 0.0
         self.named = True
-        self.opened = 0
+        self.opened = self.mapped = 0
+        self.leased: Handle | None = None
         self.blocks = 0
         self.size = 0
         self.pages: dict[int, bytes] = {}
@@ -62,7 +65,7 @@ class Node:
         self.settled_size = 0
         self.spoiled = False
         """Damaged on purpose: its content is nobody's promise any more."""
-        self.locks: dict[File, bool] = {}
+        self.locks: dict[Handle, bool] = {}
         self.entries: dict[str, Node] = {}
         self.written: dict[str, Node] = {}
         """The names that a power cut cannot take away."""
@@ -157,7 +160,7 @@ class Node:
         if within and last in self.pages:
             self.pages[last] = self.pages[last][:within] + bytes(PAGE - within)
         self.settled, self.settled_size = dict(self.pages), size
-        self.dirty, self.resized, self.locks, self.opened = set(), False, {}, 0
+        self.dirty, self.resized = set(), False
         self.blocks = -(-size // PAGE)
 
     def _set(self, index: int, page: bytes) -> None:
@@ -271,10 +274,9 @@ class Tree:
         for node in list(self.walk(self.root, written=True)):
             if node.kind == "dir":
                 node.entries = dict(node.written)
-                node.opened = 0
             else:
                 node.cut(rng)
-            node.named = True
+            node.named, node.locks, node.leased, node.opened, node.mapped = True, {}, None, 0, 0
 
     def walk(self, node: Node, *, written: bool = False) -> Iterator[Node]:
         """Yield what is below ``node``, itself first; with ``written``, what a power cut cannot take away."""

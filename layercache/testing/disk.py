@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from layercache.store._disk import Buffer, Dir, File, Handle, Kind, Stat, Word
+from layercache.store._layout import FENCE
 from layercache.testing._failing import Fault, KilledError
 from layercache.testing._inodes import PAGE, Node, SimulatedDir, SimulatedFile, Tree
 
@@ -25,7 +26,7 @@ class SimulatedDisk:
     """One filesystem below one directory, empty at first. ``capacity`` is in bytes.
 
     :ivar hook: called before every verb of every process with its name; may let others run, raise, or kill.
-    :ivar watch: called after an unlink, a rename or a set word, with what it was, the inode and its name.
+    :ivar watch: called after an unlink, a rename or a written word, with what it was, the inode and its name.
     """
 
     def __init__(self, *, capacity: int | None = None) -> None:
@@ -155,11 +156,6 @@ class _Word:
         page = self._node.pages.get(0)
         return 0 if page is None else int.from_bytes(page[:8], "little")
 
-    def set(self, value: int) -> None:
-        self._process.begin("word")
-        self._node.write(memoryview(value.to_bytes(8, "little")), 0)
-        self._process.tell("word", self._node)
-
 
 class Process:
     """One virtual process's view of a :class:`SimulatedDisk`: a ``Disk``.
@@ -175,6 +171,7 @@ class Process:
         self.dead = False
         self.boot = f"{disk.boots:012x}"
         self.opened: dict[int, SimulatedDir | SimulatedFile] = {}
+        self.mapped: list[Node] = []
         self.checked = self.read_at = self.moved_at = self.faulted = 0
         self.by_name = False
         self.wake = 0.0
@@ -191,6 +188,9 @@ class Process:
         self.dead = True
         for handle in list(self.opened.values()):
             self._release(handle)
+        for node in self.mapped:
+            node.mapped -= 1
+        self.mapped = []
 
     def begin(self, verb: str, about: str = "") -> Fault | None:
         """Account for a verb: others may run first, this process may die; return the fault that it must show."""
@@ -223,6 +223,9 @@ class Process:
     # -- time and chance
 
     def now(self) -> float:
+        return self.disk.clock
+
+    def elapsed(self) -> float:
         return self.disk.clock
 
     def pause(self, seconds: float) -> None:
@@ -289,7 +292,9 @@ class Process:
         return node.read(view[: len(view) // 2], offset)
 
     def write(self, file: File, data: Buffer, offset: int) -> None:
-        fault = self.begin("write")
+        # A word of its own: everybody who has the file mapped sees it.
+        word = getattr(file, "about", "") == FENCE
+        fault = self.begin("word" if word else "write")
         node = self._node(file, writable=True)
         view = memoryview(data).cast("B")
         if fault is not None:
@@ -300,6 +305,8 @@ class Process:
             view = view[: max(0, node.blocks * PAGE - offset)]
         node.write(view, offset)
         node.mtime = self.disk.clock
+        if word:
+            self.tell("word", node)
         if fault is not None or not fits:
             raise _error(errno.ENOSPC if fault is None else fault.code or errno.EIO)
 
@@ -397,14 +404,22 @@ class Process:
 
     # -- locks, memory, the machine
 
-    def lock(self, file: File, *, exclusive: bool) -> bool:
+    def lock(self, handle: Handle, *, exclusive: bool) -> bool:
         self._begin("lock")
-        locks = self._node(file).locks
+        locks = self._node(handle).locks
         for other, strong in locks.items():
-            if other is not file and (exclusive or strong):
-                locks.pop(file, None)  # flock drops the old lock before it tries for the new one
+            if other is not handle and (exclusive or strong):
+                locks.pop(handle, None)  # flock drops the old lock before it tries for the new one
                 return False
-        locks[file] = exclusive
+        locks[handle] = exclusive
+        return True
+
+    def lease(self, file: File) -> bool:
+        self._begin("lease")
+        node = self._node(file)
+        if node.opened > 1 or node.mapped:
+            return False
+        node.leased = file
         return True
 
     def word(self, file: File) -> Word:
@@ -412,6 +427,8 @@ class Process:
         node = self._node(file)
         if node.size < 8:
             raise ValueError("mmap length is greater than file size")
+        self.mapped.append(node)
+        node.mapped += 1
         return _Word(self, node)
 
     def free(self) -> int:
@@ -425,6 +442,21 @@ class Process:
             for process in self.disk.processes
             if any(handle.node.ino in inodes and handle is not but for handle in process.opened.values())
         )
+
+    def openers(self, *, but: Handle | None = None) -> dict[int, frozenset[int]]:
+        self._begin("openers")
+        found: dict[int, set[int]] = {}
+        for process in self.disk.processes:
+            for node in (*(one.node for one in process.opened.values() if one is not but), *process.mapped):
+                found.setdefault(node.ino, set()).add(process.pid)
+        return {inode: frozenset(pids) for inode, pids in found.items()}
+
+    def trim(self) -> int:
+        self._begin("trim")
+        return self.disk.left()
+
+    def background(self, job: Callable[[], None]) -> Callable[[], None] | None:
+        return None
 
     def close(self, handle: Handle) -> None:
         self.begin("close")
@@ -457,8 +489,9 @@ class Process:
         handle.fd = -1
         node = handle.node
         node.opened -= 1
-        if isinstance(handle, File):
-            node.locks.pop(handle, None)
+        node.locks.pop(handle, None)
+        if node.leased is handle:
+            node.leased = None
         if not node.named and not node.opened:
             self.disk.give_back(node)
 
@@ -487,6 +520,8 @@ class Process:
     def _open(self, node: Node, name: str, *, writable: bool) -> File:
         if node.kind != "file":
             raise _error(errno.EISDIR if node.kind == "dir" and writable else errno.EMEDIUMTYPE, name)
+        if node.leased is not None:
+            raise _error(errno.EWOULDBLOCK, name)
         if writable:
             self.reached[name] = node
         return self._track(SimulatedFile(self._next(), node, writable=writable))

@@ -243,8 +243,8 @@ def _state(disk: SimulatedDisk) -> int:
 def _state_of(node: Node) -> int:
     locks = frozenset((getattr(file, "about", ""), strong) for file, strong in node.locks.items())
     if node.kind == "dir":
-        return hash(frozenset((name, child.ino, _state_of(child)) for name, child in node.entries.items()))
-    return hash((node.size, frozenset(node.pages.items()), locks))
+        return hash((locks, frozenset((name, child.ino, _state_of(child)) for name, child in node.entries.items())))
+    return hash((node.size, frozenset(node.pages.items()), locks, node.opened, node.leased is not None))
 
 
 def _process(disk: SimulatedDisk) -> Process:
@@ -273,9 +273,6 @@ class _RecordedWord:
         self._process._record("get", value)  # noqa: SLF001
         return value
 
-    def set(self, value: int) -> None:
-        self._word.set(value)
-
 
 def _seen(result: object) -> object:
     if isinstance(result, Handle):
@@ -284,6 +281,8 @@ def _seen(result: object) -> object:
         return None
     if isinstance(result, Stat):
         return (result.kind, result.size, result.inode)
+    if isinstance(result, dict):
+        return tuple(sorted((key, tuple(sorted(value))) for key, value in result.items()))
     return tuple(sorted(result)) if isinstance(result, list) else result
 
 
@@ -306,5 +305,6 @@ def _recorded(verb: str) -> Callable[..., Any]:
 for _verb in (
     *("pause", "dir", "make_dir", "create", "open", "read", "write", "truncate", "sync", "rename", "remove"),
     *("remove_dir", "names", "stat", "fstat", "lock", "word", "close", "holders"),
+    *("lease", "openers", "elapsed", "trim"),
 ):
     setattr(_Recorded, _verb, _recorded(_verb))

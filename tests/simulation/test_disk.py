@@ -191,8 +191,32 @@ def test_the_word_is_seen_by_every_process_at_once(disk):
     one, two = disk.process(), disk.process()
     write(one, "w", bytes(8), sync=True)
     words = [process.word(process.create(process.root, "w", exist_ok=True)) for process in (one, two)]
-    words[0].set(7)
-    assert words[1].get() == 7
+    write(one, "w", (7).to_bytes(8, "little"), sync=False)
+    assert [word.get() for word in words] == [7, 7]
+
+
+def test_a_lease_is_had_by_who_has_the_file_alone(disk, tmp_path: Path):
+    """Refused beside another handle or a mapping, and while it is held nobody else opens the file; as on a real disk."""
+    for any_disk in (disk.process(), PosixDisk(os.fspath(tmp_path))):
+        made = any_disk.create(any_disk.root, "f")
+        any_disk.write(made, bytes(8), 0)
+        mine = any_disk.open(any_disk.root, "f")
+        assert not any_disk.lease(mine), "our own other handle is somebody else"
+        any_disk.close(made)
+        assert any_disk.lease(mine)
+        with pytest.raises(BlockingIOError):
+            any_disk.open(any_disk.root, "f")
+        any_disk.remove(any_disk.root, "f")
+        any_disk.close(mine)
+        mapped = any_disk.create(any_disk.root, "m")
+        any_disk.write(mapped, bytes(8), 0)
+        word = any_disk.word(mapped)
+        any_disk.close(mapped)
+        again = any_disk.open(any_disk.root, "m")
+        assert not any_disk.lease(again), "a mapping outlives its handle"
+        assert word.get() == 0
+        for handle in (again, any_disk.root):
+            any_disk.close(handle)
 
 
 def test_a_clone_lives_its_own_life(disk):
