@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
@@ -16,7 +17,7 @@ from layercache.janitor import Janitor
 from layercache.namespace import Namespace, as_platform
 from layercache.oci import Platform, Repository
 from layercache.registry import Credentials, EcrCredentials, Mirror, Pace, Registry, Tls
-from layercache.reports import NamespaceInfo
+from layercache.reports import NamespaceInfo, ReceiptsReport
 from layercache.store import NamespaceName, Receipt, Store
 
 __all__ = ["LayerCache", "default_root"]
@@ -121,12 +122,42 @@ class LayerCache:
             )
         return sorted(found, key=lambda info: (info.name or "", info.slot))
 
+    def purge_matching(self, pattern: str, *, wait: float = 5.0, trim: bool = False) -> dict[str, Receipt]:
+        """Purge every namespace whose name matches, and return a receipt for each by its name.
+
+        All of them are fenced before any is waited for; ``wait`` is for all together. See :meth:`Namespace.purge`.
+
+        :param pattern: ``*``, ``?`` and ``[...]`` as in a shell, case counts; ``*`` also stands for ``/``. A sealed
+            namespace whose key is gone has no name and never matches.
+        :raises StoreError: when the root cannot be written.
+        """
+        names = [tenancy.name for tenancy in self.store().namespaces() if tenancy.name is not None]
+        names = sorted((name for name in names if fnmatchcase(name.text, pattern)), key=lambda name: name.text)
+        receipts = self.store().purge_all(names, wait=wait, trim=trim)
+        return {name.text: receipt for name, receipt in zip(names, receipts, strict=True)}
+
+    def resume_purges(self, *, wait: float = 5.0) -> list[Receipt]:
+        """Go on with every purge of this root that is not at its end, and return what each has reached.
+
+        :raises StoreError: when the root cannot be written.
+        """
+        return self.store().resume_purges(wait=wait)
+
     def receipts(self) -> Iterator[Receipt]:
         """Yield every purge receipt of this root, oldest first.
 
         :raises StoreError: when the chain of receipts is broken.
         """
         return self.store().receipts()
+
+    def verify_receipts(self, *, after: str = "") -> ReceiptsReport:
+        """Return what is wrong with the receipts, and the hash of the last.
+
+        Found are records that were changed, dropped, moved or added, and generations that ended without one. Who can
+        write the root can write a whole new chain: to find that too, keep the last hash elsewhere and give it as
+        ``after`` the next time.
+        """
+        return self.store().verify_receipts(after=after)
 
     def store(self) -> Store:
         """Return the store, opened now if it could not be opened before.

@@ -335,16 +335,20 @@ class Namespace:
                 continue
         return tuple(removed)
 
-    def purge(self, *, wait: float = 0.0) -> Receipt:
+    def purge(self, *, wait: float = 5.0, trim: bool = False) -> Receipt:
         """Remove everything of this namespace, whoever is using it, and return what was reached.
 
-        Blocks for at most ``wait`` seconds on readers that have files open. Those are named in the receipt
-        (``pending``), can read nothing more, and their files go with the next purge or the next opening of the root.
-        A namespace that holds nothing is not an error.
+        Nobody can read or store anything of it from the first moment on. From then on the call takes at most ``wait``
+        seconds and a tenth, for readers and for the files to go. Who still has files open then is named in the receipt
+        (``pending``; with ``wait=0`` there may be no time to look), and what is left goes as soon as it can: beside the
+        caller, with the next purge, or when the root is opened next. A namespace that holds nothing is not an error:
+        its receipt is of generation 0.
 
+        :param trim: also hand the freed blocks to the device (``discarded``): root only, on ext4 and xfs. The receipt
+            says what came of it within the wait; :meth:`LayerCache.receipts` has what comes later.
         :raises StoreError: when the root cannot be written.
         """
-        return self._store().purge(self._name, wait=wait)
+        return self._store().purge(self._name, wait=wait, trim=trim)
 
     # -- for the other rooms of the cache
 

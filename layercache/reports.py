@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from layercache.oci import DiffID, Digest, MediaType, Platform, Reference
 
-__all__ = ["BlobInfo", "BlobReport", "Finding", "ImageInfo", "NamespaceInfo", "PullReport", "Source"]
+__all__ = ["BlobInfo", "BlobReport", "Finding", "ImageInfo", "NamespaceInfo", "PullReport", "ReceiptsReport", "Source"]
 
 Source = Literal["hit", "miss", "bypass"]
 
@@ -186,3 +186,16 @@ class Finding:
             "detail": self.detail,
             "repaired": self.repaired,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptsReport:
+    """The chain of receipts, examined: how many there are, the SHA-256 of the last, and what is wrong, in words."""
+
+    count: int
+    last: str
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"count": self.count, "last": self.last, "problems": list(self.problems)}

@@ -603,3 +603,27 @@ def test_pull_takes_credentials_from_the_given_file(
 def test_pull_says_which_certificate_cannot_be_used(run: Run, reference: str, tmp_path: Path) -> None:
     """Wrong usage, before anything is sent."""
     assert "absent.pem" in run("pull", reference, "-n", NS, "--ca", tmp_path / "absent.pem", code=2).err
+
+
+def test_purges_by_pattern_and_their_receipts(run):
+    """One receipt each; the chain is listed, and examined with exit 4 where it was changed."""
+    for name in ("acme/1", "acme/2", "other"):
+        run("put", "/etc/passwd", "-n", name)
+    done = run("purge", "--match", "acme/*", "--json").json
+    assert [(one["namespace"], one["level"]) for one in done["receipts"]] == [
+        ("acme/1", "unlinked"),
+        ("acme/2", "unlinked"),
+    ]
+    assert run("purge", "--resume", "--json").json == {"receipts": []}
+    assert [one["number"] for one in run("receipts", "--json").json["receipts"]] == [1, 2]
+    report = run("receipts", "verify", "--json").json
+    assert (report["count"], report["problems"]) == (2, [])
+    assert run("receipts", "verify", "--after", report["last"]).out.endswith(f"{report['last']}\n")
+    assert run("receipts", "verify", "--after", "0" * 64, "--json", code=4).json["problems"]
+
+
+@pytest.mark.parametrize("wrong", [(), ("a", "--resume"), ("--match", "*", "--resume"), ("a", "--match", "*")])
+def test_purge_takes_exactly_one_of_three(run, wrong):
+    """A namespace, a pattern or what is left: anything else is wrong usage."""
+    run("put", "/etc/passwd", "-n", "a")
+    run("purge", *wrong, code=2)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from layercache.cache import LayerCache, default_root
 from layercache.cli._output import Output, age, binary, note, pairs, printable, table
@@ -20,6 +19,7 @@ from layercache.namespace import Namespace
 from layercache.oci import OCTET_STREAM, Digest, MediaType, Platform, Reference
 from layercache.registry import DockerConfig, Tls
 from layercache.reports import BlobInfo, ImageInfo, NamespaceInfo, PullReport
+from layercache.store import Receipt
 
 __all__ = ["COMMANDS", "DONE", "FAILED", "INTEGRITY", "MISSING", "PARTLY", "USAGE"]
 
@@ -224,18 +224,55 @@ def _rm(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
 
 
 def _purge(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
-    with _namespace(args) as namespace:
-        receipt = namespace.purge(wait=args.wait)
-    out.document(receipt.to_json())
-    out.lines(pairs(receipt.to_json()))
-    if not receipt.generation:
-        note("there was nothing, or nothing left, to purge under this name")
-    if receipt.level == "fenced":
-        note(
-            "fenced, but its bytes are not all gone: once its users end, the next command on this root removes the rest"
+    if (args.namespace is not None) + (args.match is not None) + args.resume != 1:
+        raise UsageError("purge takes exactly one of NS, --match and --resume")
+    if args.namespace is not None:
+        with _namespace(args) as namespace:
+            receipts = [namespace.purge(wait=args.wait, trim=args.trim)]
+        out.document(receipts[0].to_json())
+        out.lines(pairs(receipts[0].to_json()))
+    else:
+        with _cache(args) as cache:
+            if args.resume:
+                receipts = cache.resume_purges(wait=args.wait)
+                rows = [(receipt.slot, receipt) for receipt in receipts]
+                documents = [receipt.to_json() for receipt in receipts]
+            else:
+                rows = list(cache.purge_matching(args.match, wait=args.wait, trim=args.trim).items())
+                receipts = [receipt for _, receipt in rows]
+                documents = [{"namespace": name, **receipt.to_json()} for name, receipt in rows]
+        out.document({"receipts": documents})
+        out.lines(
+            f"{printable(name)}  {receipt.generation}  {receipt.level}  {_left(receipt)}".rstrip()
+            for name, receipt in rows
         )
-        return PARTLY
-    return DONE
+    if all(not receipt.generation for receipt in receipts):
+        note("there was nothing, or nothing left, to purge")
+    if all(receipt.complete for receipt in receipts):
+        return DONE
+    note("fenced, but its bytes are not all gone: once its users end, the next command on this root removes the rest")
+    return PARTLY
+
+
+def _left(receipt: Receipt) -> str:
+    """Say what keeps a purge from its end."""
+    parts = [f"open in {' '.join(map(str, receipt.pending))}"] if receipt.pending else []
+    parts += [f"{receipt.unseen} open elsewhere"] if receipt.unseen else []
+    return ", ".join(parts + [f"{count} {name}" for name, count in receipt.failed.items()])
+
+
+def _receipts(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
+    with _cache(args) as cache:
+        if args.action != "verify":
+            receipts = list(cache.receipts())
+            out.document({"receipts": [receipt.to_json() for receipt in receipts]})
+            columns = ((one.number, one.slot, one.generation, one.level, one.blobs, one.bytes) for one in receipts)
+            out.lines("  ".join(map(str, row)) for row in columns)
+            return DONE
+        report = cache.verify_receipts(after=args.after or "")
+    out.document(report.to_json())
+    out.lines([*report.problems, f"{report.count} receipts, the last is {report.last}"])
+    return INTEGRITY if report.problems else DONE
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Output, threading.Event], int]] = {
@@ -248,16 +285,23 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Output, threading.Event], int]
     "verify": _verify,
     "rm": _rm,
     "purge": _purge,
+    "receipts": _receipts,
 }
 
 
 @contextmanager
-def _namespace(args: argparse.Namespace, *, create: bool = False, **access: Any) -> Iterator[Namespace]:
+def _namespace(args: argparse.Namespace, *, create: bool = False) -> Iterator[Namespace]:
+    with _cache(args, create=create) as cache:
+        yield cache.namespace(args.namespace)
+
+
+@contextmanager
+def _cache(args: argparse.Namespace, *, create: bool = False) -> Iterator[LayerCache]:
     root = _root(args)
     if not create and not root.is_dir():
         raise NotFoundError(f"no cache at {str(root)!r}", hint="name its directory with --root")
-    with LayerCache(root, janitor=False, **access) as cache:
-        yield cache.namespace(args.namespace)
+    with LayerCache(root, janitor=False) as cache:
+        yield cache
 
 
 def _root(args: argparse.Namespace) -> Path:

@@ -155,11 +155,24 @@ def build_parser() -> argparse.ArgumentParser:
     _add_namespace(verb)
     verb.add_argument("--ignore-missing", action="store_true", help="what is not there is no error")
 
-    verb = _add(commands, "purge", "NS [options]", "remove a namespace for good, print the receipt", _PURGE)
-    verb.add_argument("namespace", metavar="NS", help="the namespace")
+    verb = _add(
+        commands,
+        "purge",
+        "(NS | --match PATTERN | --resume) [options]",
+        "remove namespaces for good, print the receipts",
+        _PURGE,
+    )
+    verb.add_argument("namespace", metavar="NS", nargs="?", help="the namespace")
+    verb.add_argument("--match", metavar="PATTERN", help="every namespace of such a name: 'acme/*'")
+    verb.add_argument("--resume", action="store_true", help="finish every purge of this root that is not at its end")
     verb.add_argument(
         "--wait", metavar="S", type=_seconds, default=5.0, help="seconds to wait for its users (default: 5)"
     )
+    verb.add_argument("--trim", action="store_true", help="also hand the freed blocks to the device (root; ext4, xfs)")
+
+    verb = _add(commands, "receipts", "[verify] [options]", "list the receipts of purges, or examine them", _RECEIPTS)
+    verb.add_argument("action", metavar="verify", nargs="?", choices=("verify",), help="examine the chain")
+    verb.add_argument("--after", metavar="HASH", help="with verify: a hash it printed before must be among them")
     return parser
 
 
@@ -193,6 +206,11 @@ not there (the rest is dropped), 5 if something is in use while other things wer
 _PURGE = """
 From the first moment on nobody can open any of it. Exit 5 where somebody still has files of it open at the end of the
 wait: the next command on this root removes what they leave. Nothing, or nothing left, to purge is no error.
+"""
+_RECEIPTS = """
+A line a receipt: number, slot, generation, level, blobs, bytes. verify finds receipts that were changed, dropped, moved
+or added, and purged generations without one, one a line (exit 4); its last line has the hash of the last receipt. Who
+can write the root can forge a whole chain: keep that hash elsewhere, and give it with --after.
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -280,6 +280,25 @@ class Slots:
                     purge = self._purge_of(slot, generation)
                     if purge.empty():
                         purge.record("unlinked")
+
+    def unaccounted(self, receipts: Iterable[Receipt]) -> Iterator[str]:
+        """Yield which generations have ended, as their slots say, and what their receipts lack."""
+        last: dict[tuple[Slot, int], Receipt] = {}
+        for receipt in receipts:
+            last[receipt.slot, receipt.generation] = receipt
+        for slot in self.names():
+            state = self.state_of(slot)
+            if state is None:
+                continue
+            for number in range(1, state.generation + (state.state == "dead")):
+                found = last.get((slot, number))
+                hidden = self._disk.stat(self._trash, generation_name(slot, number)) is not None
+                if found is None:
+                    yield f"generation {number} of {slot} has ended without a receipt"
+                elif not found.ends and not hidden:
+                    yield f"generation {number} of {slot} is gone and no receipt says so; purge --resume adds it"
+                elif found.ends and hidden:
+                    yield f"generation {number} of {slot} is not gone, and a receipt says so"
 
     def discard(self, folder: str) -> None:
         """Remove the directory of a generation that does not live, of a slot whose lock is held. Without a receipt."""

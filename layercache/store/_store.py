@@ -18,7 +18,7 @@ from layercache.errors import (
     StoreError,
     UnsafeRootError,
 )
-from layercache.reports import Finding
+from layercache.reports import Finding, ReceiptsReport
 from layercache.store._ballast import Ballast
 from layercache.store._chain import Chain
 from layercache.store._disk import Dir, Disk, File, Handle, PosixDisk
@@ -233,6 +233,19 @@ class Store:
         """
         with guarding("read the receipts"):
             yield from self._chain.read()
+
+    def verify_receipts(self, *, after: str = "") -> ReceiptsReport:
+        """Return what is wrong with the receipts, by the chain itself and by what the slots say has ended.
+
+        :param after: the hash of a receipt that must be among them.
+        """
+        self._check_open()
+        with guarding("read the receipts"):
+            links = self._chain.links()
+            problems = [*links.problems, *self._slots.unaccounted(links.receipts)]
+        if after and after not in links.hashes:
+            problems.append("the receipt of the given hash is not there")
+        return ReceiptsReport(len(links.hashes), links.hashes[-1] if links.hashes else "", tuple(problems))
 
     # -- life
 

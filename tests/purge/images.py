@@ -87,7 +87,7 @@ def play(image: loopfs.Image, cache: LayerCache, root: Path, neighbour: Canary, 
             yield f"there is nothing in {part}/"
     with ExitStack() as held:
         reader = held.enter_context(tenant.namespace.open(tenant.layers[0]))
-        receipt = tenant.namespace.purge(wait=0.0)
+        receipt = tenant.namespace.purge(wait=1.0)
         if receipt.level != "fenced" or receipt.pending != (os.getpid(),):
             yield f"somebody reads, and the receipt says {receipt.level}, held by {receipt.pending}"
         try:

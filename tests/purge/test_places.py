@@ -35,6 +35,7 @@ PLACES = {
     "root.lock": r"root\.lock",
     "janitor.lock": r"janitor\.lock",
     "scrub.lock": r"scrub\.lock",
+    "ballast": r"ballast",
     "slots/<slot>/": r"slots(/[0-9a-f]{40}(/lock)?)?",
     "live.<gen> | purging.<gen> | dead.<gen>": r"slots/[0-9a-f]{40}/(live|purging|dead)\.\d+",
     "data/<slot>.<gen>/": rf"data(/{_GEN})?",

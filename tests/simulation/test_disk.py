@@ -196,7 +196,7 @@ def test_the_word_is_seen_by_every_process_at_once(disk):
 
 
 def test_a_lease_is_had_by_who_has_the_file_alone(disk, tmp_path: Path):
-    """Refused beside another handle or a mapping, and while it is held nobody else opens the file; as on a real disk."""
+    """Refused beside another handle or a mapping; while it is held nobody else opens the file. As on a real disk."""
     for any_disk in (disk.process(), PosixDisk(os.fspath(tmp_path))):
         made = any_disk.create(any_disk.root, "f")
         any_disk.write(made, bytes(8), 0)
