@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from layercache.cache import LayerCache, default_root
 from layercache.cli._output import Output, age, binary, note, pairs, printable, table
@@ -224,8 +225,6 @@ def _rm(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
 
 
 def _purge(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
-    if (args.namespace is not None) + (args.match is not None) + args.resume != 1:
-        raise UsageError("purge takes exactly one of NS, --match and --resume")
     if args.namespace is not None:
         with _namespace(args) as namespace:
             receipts = [namespace.purge(wait=args.wait, trim=args.trim)]
@@ -290,17 +289,17 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Output, threading.Event], int]
 
 
 @contextmanager
-def _namespace(args: argparse.Namespace, *, create: bool = False) -> Iterator[Namespace]:
-    with _cache(args, create=create) as cache:
+def _namespace(args: argparse.Namespace, *, create: bool = False, **access: Any) -> Iterator[Namespace]:
+    with _cache(args, create=create, **access) as cache:
         yield cache.namespace(args.namespace)
 
 
 @contextmanager
-def _cache(args: argparse.Namespace, *, create: bool = False) -> Iterator[LayerCache]:
+def _cache(args: argparse.Namespace, *, create: bool = False, **access: Any) -> Iterator[LayerCache]:
     root = _root(args)
     if not create and not root.is_dir():
         raise NotFoundError(f"no cache at {str(root)!r}", hint="name its directory with --root")
-    with LayerCache(root, janitor=False) as cache:
+    with LayerCache(root, janitor=False, **access) as cache:
         yield cache
 
 

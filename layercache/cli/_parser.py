@@ -162,9 +162,10 @@ def build_parser() -> argparse.ArgumentParser:
         "remove namespaces for good, print the receipts",
         _PURGE,
     )
-    verb.add_argument("namespace", metavar="NS", nargs="?", help="the namespace")
-    verb.add_argument("--match", metavar="PATTERN", help="every namespace of such a name: 'acme/*'")
-    verb.add_argument("--resume", action="store_true", help="finish every purge of this root that is not at its end")
+    which = verb.add_mutually_exclusive_group(required=True)
+    which.add_argument("namespace", metavar="NS", nargs="?", help="the namespace")
+    which.add_argument("--match", metavar="PATTERN", help="every namespace of such a name: 'acme/*'")
+    which.add_argument("--resume", action="store_true", help="finish every purge of this root that is not at its end")
     verb.add_argument(
         "--wait", metavar="S", type=_seconds, default=5.0, help="seconds to wait for its users (default: 5)"
     )
