@@ -90,7 +90,7 @@ def test_the_rest_of_a_purge_goes_on_beside_the_caller(store, root):
     """Nobody has to ask again: when the last reader lets go the files go, with a further receipt of the same purge."""
     descriptor = put(store, b"data")
     blob = living(store).open(descriptor.digest)
-    first = store.purge(NAME, wait=0.3)
+    first = store.purge(NAME, wait=1.0)
     assert first.pending == (os.getpid(),)
 
     blob.close()
@@ -142,7 +142,7 @@ def test_a_holder_that_knows_nothing_of_locks_is_named(store, root, how):
     ) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "ready\n"
-        receipt = store.purge(NAME, wait=0.5)
+        receipt = store.purge(NAME, wait=1.0)
         assert (receipt.level, receipt.pending, receipt.unseen) == ("fenced", (holder.pid,), 0)
         holder.communicate()
     assert store.purge(NAME).complete
@@ -153,7 +153,7 @@ def test_a_holder_nobody_can_see_is_counted(store, root, monkeypatch):
     path = blob_file(root, put(store, b"data"))
     monkeypatch.setattr("layercache.store._proc.openers", lambda device, but=-1: {})
     with path.open("rb"):
-        receipt = store.purge(NAME, wait=0.2)
+        receipt = store.purge(NAME, wait=1.0)
         assert (receipt.level, receipt.pending, receipt.unseen) == ("fenced", (), 1)
     until_gone(root)
 
@@ -167,7 +167,7 @@ def test_without_leases_locks_and_a_look_decide(store, root, monkeypatch):
     monkeypatch.setattr(_kernel, "write_lease", refused)
     path = blob_file(root, put(store, b"data"))
     with path.open("rb"):
-        assert store.purge(NAME, wait=0.2).pending == (os.getpid(),)
+        assert store.purge(NAME, wait=1.0).pending == (os.getpid(),)
     receipt = store.purge(NAME)
     assert (receipt.level, receipt.proof) == ("unlinked", "scan")
 
@@ -201,7 +201,7 @@ def test_one_stubborn_file_delays_only_itself(store, root):
         pytest.skip("no immutable files here")
     moved = root / "trash" / stubborn.relative_to(root / "data")
     try:
-        receipt = store.purge(NAME, wait=0.5)
+        receipt = store.purge(NAME, wait=1.0)
         assert (receipt.level, receipt.failed, receipt.blobs) == ("fenced", {"EPERM": 1}, 20)
         assert [path.name for path in root.glob("trash/*/blobs/*/*")] == [stubborn.name]
     finally:
@@ -246,7 +246,7 @@ def test_purges_of_many_are_fenced_before_any_is_waited_for(root):
             put(cache.store(), name.encode(), NamespaceName(name))
         held = living(cache.store(), NamespaceName("acme/1"))
         blob = held.open(Digest.of(b"acme/1"))
-        receipts = cache.purge_matching("acme/*", wait=0.3)
+        receipts = cache.purge_matching("acme/*", wait=1.0)
         assert {name: receipt.level for name, receipt in receipts.items()} == {"acme/1": "fenced", "acme/2": "unlinked"}
         assert [info.name for info in cache.namespaces() if info.blobs] == ["other/1"]
         blob.close()
@@ -393,6 +393,6 @@ def test_a_mapping_of_the_caller_himself_is_pending(store, root):
     fd = os.open(path, os.O_RDONLY)
     view = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
     os.close(fd)
-    assert store.purge(NAME, wait=0.3).pending == (os.getpid(),)
+    assert store.purge(NAME, wait=1.0).pending == (os.getpid(),)
     view.close()
     until_gone(root)

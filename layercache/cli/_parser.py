@@ -40,6 +40,14 @@ class _Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage and leaving the process."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, then look at what argparse cannot say of options and arguments in any order."""
+        parsed = super().parse_args(args, namespace)
+        if getattr(parsed, "command", "") == "purge":
+            if (parsed.namespace is not None) + (parsed.match is not None) + parsed.resume != 1:
+                raise UsageError(f"exactly one of NS, --match and --resume; see {self.prog} purge --help")
+        return parsed
+
     def print_help(self, file: Any = None) -> None:
         """Print the help, and fail where it cannot be printed: the inherited method ignores that."""
         print(self.format_help(), end="", file=file)
@@ -162,10 +170,9 @@ def build_parser() -> argparse.ArgumentParser:
         "remove namespaces for good, print the receipts",
         _PURGE,
     )
-    which = verb.add_mutually_exclusive_group(required=True)
-    which.add_argument("namespace", metavar="NS", nargs="?", help="the namespace")
-    which.add_argument("--match", metavar="PATTERN", help="every namespace of such a name: 'acme/*'")
-    which.add_argument("--resume", action="store_true", help="finish every purge of this root that is not at its end")
+    verb.add_argument("namespace", metavar="NS", nargs="?", help="the namespace")
+    verb.add_argument("--match", metavar="PATTERN", help="every namespace of such a name: 'acme/*'")
+    verb.add_argument("--resume", action="store_true", help="finish every purge of this root that is not at its end")
     verb.add_argument(
         "--wait", metavar="S", type=_seconds, default=5.0, help="seconds to wait for its users (default: 5)"
     )
