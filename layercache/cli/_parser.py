@@ -43,9 +43,9 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, then look at what argparse cannot say of options and arguments in any order."""
         parsed = super().parse_args(args, namespace)
-        if getattr(parsed, "command", "") == "purge":
-            if (parsed.namespace is not None) + (parsed.match is not None) + parsed.resume != 1:
-                raise UsageError(f"exactly one of NS, --match and --resume; see {self.prog} purge --help")
+        ways = ("namespace", "match", "resume") if getattr(parsed, "command", "") == "purge" else ()
+        if ways and sum(getattr(parsed, way) not in (None, False) for way in ways) != 1:
+            raise UsageError(f"exactly one of NS, --match and --resume; see {self.prog} purge --help")
         return parsed
 
     def print_help(self, file: Any = None) -> None:
