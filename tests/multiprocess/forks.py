@@ -21,6 +21,8 @@ from pathlib import Path
 from layercache.errors import InUseError, LayerCacheError, StoreClosedError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest
 from layercache.store import Blob, Generation, Ingest, NamespaceName, Store
+from layercache.store._disk import Dir
+from layercache.store._layout import SlotState
 from tests.crash.loopfs import enter_private_mounts
 
 __all__ = ["HELD", "main"]
@@ -172,13 +174,13 @@ def _slot(generation: Generation, root: Path, *, kill: bool) -> Iterator[str]:
     """A fork made in the middle of a purge must not keep the slot's lock."""
     store = Store(root)
     children: list[_Child] = []
-    finish = store._slots._purge_of
+    state = store._slots.state
 
-    def forking(*args: object) -> object:
-        children.append(_Child())
-        return finish(*args)  # type: ignore[arg-type]
+    def forking(slot_dir: Dir) -> SlotState | None:
+        children.append(_Child())  # with the slot's lock in hand
+        return state(slot_dir)
 
-    store._slots._purge_of = forking  # type: ignore[method-assign,assignment]
+    store._slots.state = forking  # type: ignore[method-assign]
     try:
         store.purge(_NAME)
     finally:
