@@ -46,6 +46,8 @@ class _Parser(argparse.ArgumentParser):
         ways = ("namespace", "match", "resume") if getattr(parsed, "command", "") == "purge" else ()
         if ways and sum(getattr(parsed, way) not in (None, False) for way in ways) != 1:
             raise UsageError(f"exactly one of NS, --match and --resume; see {self.prog} purge --help")
+        if ways and parsed.resume and parsed.trim:
+            raise UsageError("--trim goes with NS or --match: what --resume finishes may be gone already")
         return parsed
 
     def print_help(self, file: Any = None) -> None:

@@ -190,10 +190,11 @@ class Disk(Protocol):
         """Return the ids of processes with one of these files open, as far as we may see; ``but`` does not count."""
         ...
 
-    def openers(self, *, but: Handle | None = None) -> dict[int, frozenset[int]]:
+    def openers(self, *, but: Handle | None = None, quick: bool = False) -> dict[int, frozenset[int]]:
         """Return the inodes of this filesystem that a process we may see has open or mapped, each with their ids.
 
-        ``but`` does not count.
+        ``but`` does not count. ``quick``: only those who hold a lock, as all do who work with this library. The kernel
+        lists locks at once; a look at every process takes long where there are many.
         """
         ...
 
@@ -410,8 +411,9 @@ class PosixDisk:
         found = self.openers(but=but)
         return tuple(sorted({pid for inode in inodes & found.keys() for pid in found[inode]}))
 
-    def openers(self, *, but: Handle | None = None) -> dict[int, frozenset[int]]:
-        return _proc.openers(os.fstat(self.root.fd).st_dev, but=-1 if but is None else but.fd)
+    def openers(self, *, but: Handle | None = None, quick: bool = False) -> dict[int, frozenset[int]]:
+        device = os.fstat(self.root.fd).st_dev
+        return _proc.lockers(device) if quick else _proc.openers(device, but=-1 if but is None else but.fd)
 
     def trim(self) -> int:
         return _kernel.trim(self.root.fd)
@@ -419,7 +421,10 @@ class PosixDisk:
     def background(self, job: Callable[[], None]) -> Callable[[], None] | None:
         # A daemon: it may be cut short anywhere, as by a crash, and must not keep the host from ending.
         thread = threading.Thread(target=job, name="layercache-purge", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the host is ending
+            return None
         return thread.join
 
     def close(self, handle: Handle) -> None:

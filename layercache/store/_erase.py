@@ -29,6 +29,8 @@ class Found:
     """Inodes that somebody has open."""
     failed: Counter[str] = field(default_factory=Counter)
     proof: Proof = "lease"
+    cut: bool = False
+    """Stopped early: there may be more of everything."""
 
 
 def erase(
@@ -62,6 +64,7 @@ class _Walk:
         try:
             for child in disk.names(folder):
                 if self._due():
+                    self.found.cut = True
                     return
                 with _noted(self.found):
                     self._remove(folder, child, word=top and child == FENCE, blobs=blobs or (top and child == BLOBS))

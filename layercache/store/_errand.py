@@ -39,6 +39,7 @@ class Errand:
         self._disk = disk
         self._purges = list(purges)
         self._open = list(purges)
+        self._untrimmed: list[Purge] = []
         self._close = close
         self._wait = wait
         self._deadline = disk.elapsed() + (wait or 0.0)
@@ -53,7 +54,7 @@ class Errand:
     def wait(self) -> None:
         """Wait for the end or the deadline, whichever comes first."""
         if self._wait is not None:
-            self._done.wait(self._wait + _TOLD)
+            self._done.wait(max(0.0, self._deadline + _TOLD - self._disk.elapsed()))
 
     def receipts(self) -> list[Receipt]:
         """Return what each purge has reached, in their order.
@@ -78,10 +79,7 @@ class Errand:
                 with self._alone(purge):
                     purge.hide()
             self._empty()
-            for purge in self._purges:
-                if purge.trim and not self._stop.is_set() and purge in self._receipts and purge not in self._open:
-                    with self._alone(purge):
-                        self._trim(purge)
+            self._trim()
         finally:
             self._done.set()
             for purge in self._purges:
@@ -103,9 +101,12 @@ class Errand:
                     self._report()
                     continue
                 if waiting and not self._looked:
-                    self._look()  # before it is needed: it may take longer than the deadline lets it
+                    self._look()
+                    self._look_everywhere()  # before it is needed: it may take longer than the deadline lets it
             elif not self._beside:
                 return
+            if self._reported:
+                self._trim()  # after the deadline: it may take long, and must not wait for whoever holds the others
             if any(purge.stuck for purge in self._open):
                 left = self._deadline + (0.0 if waiting else _GRACE) - now
                 self._pause(step if self._reported else max(0.001, min(step, left)))
@@ -119,18 +120,23 @@ class Errand:
             self._disk.pause(seconds)
 
     def _due(self) -> bool:
-        return self._stop.is_set() or (not self._reported and self._disk.elapsed() >= self._deadline + _GRACE)
+        # Once the caller is gone there is no hurry: what is recorded then says more.
+        late = 0.0 if self._reported else self._disk.elapsed() - self._deadline
+        return self._stop.is_set() or _GRACE <= late < _TOLD
 
     def _end(self, purge: Purge) -> None:
         self._receipts[purge] = purge.record("unlinked")
         self._close(purge)
         self._open.remove(purge)
+        if purge.trim:
+            self._untrimmed.append(purge)
 
     def _report(self) -> None:
         """Record what is reached at the deadline, and let the caller go."""
         self._reported = True
-        if not self._looked or self._look_took < _QUICK:
-            self._look()
+        self._look()
+        if self._look_took < _QUICK if self._looked else any(purge.unnamed for purge in self._open):
+            self._look_everywhere()
         for purge in list(self._open):
             with self._alone(purge):
                 self._receipts[purge] = purge.record("fenced")
@@ -138,7 +144,14 @@ class Errand:
         self._done.set()
 
     def _look(self) -> None:
-        """Find out who has the files open that had to stay."""
+        """Find out who of those who work with this library has the files open that had to stay. Takes no time."""
+        if any(purge.held for purge in self._open):
+            lockers = self._disk.openers(quick=True)
+            for purge in self._open:
+                purge.name_holders(lockers, quick=True)
+
+    def _look_everywhere(self) -> None:
+        """Find out who has them open, whoever it is."""
         if any(purge.held for purge in self._open):
             began = self._disk.elapsed()
             openers = self._disk.openers()
@@ -147,13 +160,19 @@ class Errand:
             for purge in self._open:
                 purge.name_holders(openers)
 
-    def _trim(self, purge: Purge) -> None:
+    def _trim(self) -> None:
+        """Hand the blocks to the device of those that have ended and ask for it: once for all."""
+        ended, self._untrimmed = self._untrimmed, []
+        if not ended or self._stop.is_set():
+            return
         try:
             trimmed = self._disk.trim()
         except OSError as error:
             _log.warning("the blocks of a purge could not be handed to the device: %s", error)
-        else:
-            self._receipts[purge] = purge.record("discarded", trimmed=trimmed)
+            return
+        for purge in ended:
+            with self._alone(purge):
+                self._receipts[purge] = purge.record("discarded", trimmed=trimmed)
 
     @contextmanager
     def _alone(self, purge: Purge) -> Iterator[None]:

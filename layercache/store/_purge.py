@@ -8,7 +8,7 @@
     record     append the receipt, durable, then rename purging.g to dead.g
     trim       where asked for: hand the free blocks to the device, and record that
 
-Fencing and the state's renames act under the slot's lock; emptying under a lock of the hidden directory, so that a new
+Fencing and the state's renames act under the slot's lock; emptying under a lock of the slot's directory, so that a new
 generation can begin meanwhile. No step relies on the one who took the step before.
 """
 
@@ -107,34 +107,43 @@ class Purge:
         Stops early once ``due`` says so. Then, and while somebody else is at it, false.
         """
         disk, place = self._disk, self._place
+        # Two at once would take one another for holders, and each would count a part. Kept until the end is recorded:
+        # who comes when all is gone then finds the record of it.
+        if self._guard is None:
+            self._guard = self._slot_dir()
+        self.busy = not disk.lock(self._guard, exclusive=True)
+        if self.busy:
+            return False
+        gone = False
         try:
-            guard = disk.dir(place.trash, self._name)
-        except FileNotFoundError:
-            return self._gone()
-        try:
-            self.busy = not disk.lock(guard, exclusive=True)
-            if self.busy:
-                return False
             # Before the first file goes: what leads to the key is one of them.
             place.forget_key(self._name)
-            self._last = found = erase(disk, place.trash, self._name, due=due, free_blocks=self.trim)
+            found = erase(disk, place.trash, self._name, due=due, free_blocks=self.trim)
+            if found.cut:  # what it did not come to is as it was
+                found.held |= self._last.held
+                found.failed |= self._last.failed
+            self._last = found
             self._blobs += found.blobs
             self._bytes += found.bytes
             self._elsewhere += found.elsewhere
             if found.proof == "scan":
                 self._proof = "scan"
-            if disk.stat(place.trash, self._name) is not None:
-                return False
-            # Its lock stays ours until the end is recorded: who waits for it finds the record.
-            self._guard, guard = guard, None  # type: ignore[assignment]
-            return self._gone()
+            if disk.stat(place.trash, self._name) is None:
+                gone = self._gone()
+            return gone
         finally:
-            if guard is not None:
-                disk.close(guard)
+            if not gone:
+                self.close()
 
-    def name_holders(self, openers: Mapping[int, frozenset[int]]) -> None:
-        """Learn who has which files open."""
-        self._holders = {inode: openers[inode] for inode in self._last.held & openers.keys()}
+    @property
+    def unnamed(self) -> bool:
+        """True when somebody has a file open and it is not known who."""
+        return bool(self._last.held - self._holders.keys())
+
+    def name_holders(self, openers: Mapping[int, frozenset[int]], *, quick: bool = False) -> None:
+        """Learn who has which files open. After a ``quick`` look what an earlier one found of other files stays."""
+        known = {**self._holders, **openers} if quick else openers
+        self._holders = {inode: known[inode] for inode in self._last.held & known.keys()}
 
     def receipt(self, level: Level, *, trimmed: int = 0) -> Receipt:
         """Return what is reached, not recorded."""
@@ -159,9 +168,7 @@ class Purge:
     def record(self, level: Level, *, trimmed: int = 0) -> Receipt:
         """Append what is reached to the chain, durable, and return it."""
         receipt = self._place.chain.append(self.receipt(level, trimmed=trimmed))
-        if self._guard is not None:
-            guard, self._guard = self._guard, None
-            self._disk.close(guard)
+        self.close()
         return receipt
 
     def close_slot(self, slot_dir: Dir) -> None:
@@ -173,15 +180,21 @@ class Purge:
             self._place.ballast.spared(lambda: disk.rename(slot_dir, purging, slot_dir, dead, replace=False))
         disk.sync(slot_dir)
 
-    def discard_blocks(self) -> int:
-        """Hand the free blocks of the filesystem to the device; return the bytes. Blocks for as long as that takes."""
-        return self._disk.trim()
-
     def close(self) -> None:
-        """Let go of what is held."""
+        """Let others go on with it."""
         if self._guard is not None:
             self._disk.close(self._guard)
             self._guard = None
+
+    def _slot_dir(self) -> Dir:
+        """Return what is there before, while and after the generation is emptied, opened."""
+        disk, place = self._disk, self._place
+        try:
+            return disk.dir(place.slots, self.slot)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                disk.make_dir(place.slots, self.slot)
+            return disk.dir(place.slots, self.slot)
 
     def _gone(self) -> bool:
         # Also where somebody else removed it: he may have died before his fsync.

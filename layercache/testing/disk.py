@@ -11,18 +11,19 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
-from layercache.store._disk import Buffer, Dir, File, Handle, Kind, Stat, Word
+from layercache.store._disk import Buffer, Dir, File, Handle, Stat, Word
 from layercache.store._layout import FENCE
 from layercache.testing._failing import Fault, KilledError
-from layercache.testing._inodes import PAGE, Node, SimulatedDir, SimulatedFile, Tree
+from layercache.testing._inodes import PAGE, Node, SimulatedDir, SimulatedFile
+from layercache.testing._medium import Medium
 
 __all__ = ["Fault", "KilledError", "Process", "SimulatedDisk"]
 
 
-class SimulatedDisk:
+class SimulatedDisk(Medium):
     """One filesystem below one directory, empty at first. ``capacity`` is in bytes.
 
     :ivar hook: called before every verb of every process with its name; may let others run, raise, or kill.
@@ -30,25 +31,21 @@ class SimulatedDisk:
     """
 
     def __init__(self, *, capacity: int | None = None) -> None:
-        self.capacity = capacity
-        self.tree = Tree()
+        super().__init__(capacity=capacity)
         self.clock = 1_700_000_000.0
         self.tick = 0.0001
         """Seconds that every verb takes."""
         self.steps = 0
         self.boots = 1
-        self.used = 0
         self.rng = random.Random(0)
         self.faults: list[Fault] = []
         self.processes: list[Process] = []
         self.hook: Callable[[Process, str], None] | None = None
         self.watch: Callable[[Process, str, Node, str], None] | None = None
-        self._pids = 0
 
     def process(self) -> Process:
         """Start a virtual process: the ``Disk`` that its store works on."""
-        self._pids += 1
-        process = Process(self, self._pids)
+        process = Process(self, self.next_id())
         self.processes.append(process)
         return process
 
@@ -66,78 +63,9 @@ class SimulatedDisk:
         """Return the same disk again, independent of this one, with nobody on it. What only a handle held is gone."""
         twin = SimulatedDisk(capacity=self.capacity)
         twin.tree = self.tree.clone()
-        twin.clock, twin.tick, twin.boots, twin._pids = self.clock, self.tick, self.boots, self._pids
+        twin.clock, twin.tick, twin.boots, twin.ids = self.clock, self.tick, self.boots, self.ids
         twin.used = sum(node.blocks for node in twin.tree.walk(twin.tree.root))
         return twin
-
-    def at(self, *path: str) -> Node | None:
-        """Return the inode of a path as the running system sees it, for whoever judges from outside."""
-        node = self.tree.root
-        for name in path:
-            found = node.entries.get(name)
-            if found is None:
-                return None
-            node = found
-        return node
-
-    def files(self, *path: str) -> Iterator[tuple[tuple[str, ...], Node]]:
-        """Yield every file below a path, by its path from there."""
-        node = self.at(*path)
-        for name, child in (node.entries if node else {}).items():
-            if child.kind == "dir":
-                yield from (((name, *rest), found) for rest, found in self.files(*path, name))
-            else:
-                yield (name,), child
-
-    def plant(self, *path: str, kind: Kind = "other") -> None:
-        """Put an entry where it does not belong, durably: ``file``, ``dir`` or ``other`` (a link, fifo or device)."""
-        at = self.at(*path[:-1])
-        assert at is not None, path
-        self._pids += 1
-        node = Node(self._pids << 24, kind, home=at.home)
-        node.spoiled = True
-        self.tree.change(at, (at, path[-1], node))
-        self.tree.flush(at)
-
-    def rot(self, node: Node, rng: random.Random) -> None:
-        """Damage a file where it lies: a bit, a sector, its end."""
-        node.spoiled = True
-        what = rng.randrange(3) if node.size else 2
-        if what < 2:
-            offset = rng.randrange(node.size)
-            index, within = divmod(offset, PAGE)
-            page = bytearray(node.pages.get(index, bytes(PAGE)))
-            if what == 0:
-                page[within] ^= 1 << rng.randrange(8)
-            else:
-                page[within : within + 64] = bytes(len(page[within : within + 64]))
-                page[within] ^= 0xFF
-            node.write(memoryview(page)[: min(PAGE, node.size - index * PAGE)], index * PAGE)
-        else:
-            node.truncate(rng.randrange(node.size) if node.size and rng.random() < 0.7 else node.size + 1)
-        node.flush()
-
-    def left(self) -> int:
-        """Return the bytes that can still be written."""
-        return max(0, (1 << 50 if self.capacity is None else self.capacity) - self.used * PAGE)
-
-    def take(self, node: Node, size: int) -> bool:
-        """Give an inode the blocks for ``size`` bytes, if there are enough."""
-        more = -(-size // PAGE) - node.blocks
-        if more <= 0:
-            return True
-        if self.capacity is not None and (self.used + more) * PAGE > self.capacity:
-            return False
-        self.used += more
-        node.blocks += more
-        return True
-
-    def give_back(self, node: Node, size: int = 0) -> None:
-        """Take the blocks behind ``size`` bytes from an inode."""
-        less = node.blocks - -(-size // PAGE)
-        if less > 0:
-            self.used -= less
-            node.blocks -= less
 
 
 _H = TypeVar("_H", SimulatedDir, SimulatedFile)
@@ -443,11 +371,13 @@ class Process:
             if any(handle.node.ino in inodes and handle is not but for handle in process.opened.values())
         )
 
-    def openers(self, *, but: Handle | None = None) -> dict[int, frozenset[int]]:
+    def openers(self, *, but: Handle | None = None, quick: bool = False) -> dict[int, frozenset[int]]:
         self._begin("openers")
         found: dict[int, set[int]] = {}
         for process in self.disk.processes:
-            for node in (*(one.node for one in process.opened.values() if one is not but), *process.mapped):
+            handles = [one for one in process.opened.values() if one is not but]
+            nodes = [one.node for one in handles if one in one.node.locks] if quick else [one.node for one in handles]
+            for node in nodes if quick else [*nodes, *process.mapped]:
                 found.setdefault(node.ino, set()).add(process.pid)
         return {inode: frozenset(pids) for inode, pids in found.items()}
 

@@ -248,8 +248,7 @@ def _state_of(node: Node) -> int:
 
 
 def _process(disk: SimulatedDisk) -> Process:
-    disk._pids += 1  # noqa: SLF001 - the disk's own other kind of process
-    process = _Recorded(disk, disk._pids)  # noqa: SLF001
+    process = _Recorded(disk, disk.next_id())
     disk.processes.append(process)
     return process
 

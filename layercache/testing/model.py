@@ -200,6 +200,9 @@ class Model:
         for home, level in self.purged.items():
             if self.live(home):
                 raise ViolationError(f"{home} lives again after its purge has returned")
+            if self.disk.at("data", f"{home[0]}.{home[1]}") is not None:
+                # Only what is in trash is gone on with by whoever opens the root next.
+                raise ViolationError(f"{home} is back among the namespaces after its purge has returned")
             if level == "unlinked":
                 self._gone(home)
 

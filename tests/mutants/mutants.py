@@ -274,10 +274,24 @@ MUTANTS = (
         "                purge.hide()\n                purge.fence(slot_dir)\n                purges[slot]",
     ),
     Mutant(
+        "hiding not flushed where it goes",
+        "_purge",
+        "        disk.sync(place.trash)\n        disk.sync(place.data)\n",
+        "        disk.sync(place.data)\n",
+        where="cuts of purge under a reader",
+    ),
+    Mutant(
+        "emptied by two at once",
+        "_purge",
+        "        self.busy = not disk.lock(self._guard, exclusive=True)\n",
+        "        self.busy = False\n",
+        test="tests/test_purge.py::test_two_purgers_empty_one_after_the_other",
+    ),
+    Mutant(
         "called gone without the directory's removal",
         "_purge",
-        "            if disk.stat(place.trash, self._name) is not None:\n                return False\n",
-        "            if found.held:\n                return False\n",
+        "            if disk.stat(place.trash, self._name) is None:\n",
+        "            if not found.held:\n",
     ),
     Mutant(
         "unfinished writes forgotten",

@@ -45,6 +45,12 @@ def purge(actor: Actor) -> None:
     actor.purge(HOME)
 
 
+def purge_under_reader(actor: Actor) -> None:
+    """End the namespace while its blob is open."""
+    actor.get(HOME, SMALL, keep=True)
+    actor.purge(HOME)
+
+
 def recover(actor: Actor) -> None:
     """Sweep."""
     actor.recover()
@@ -183,6 +189,7 @@ CUTS = (
     Script("references", (both(put(), refer(), refer(0, TWIN), refer(1), forget),)),
     Script("purge", (both(put(), refer(), purge),)),
     Script("purge, begin again", (both(put(), purge, put(TWIN)),)),
+    Script("purge under a reader, begin again", (both(put(), purge_under_reader, put(TWIN)),), faulty=False),
     Script("stop half way, go on", (both(put(LARGE, pieces=3, stop_after=1), put(LARGE)),)),
     Script("damage", (damage,), faulty=False),
     Script("things planted", (planted,), faulty=False),
