@@ -17,7 +17,7 @@ exit codes:
   130  interrupted with Ctrl-C     141  the reader of standard output went away
 
 Data goes to standard output, everything else to standard error. With --json standard output is one JSON document:
-sizes in bytes, times as RFC 3339. After an error it is empty; verify, rm, purge and a pull that could not keep
+sizes in bytes, times as RFC 3339. After an error it is empty; verify, doctor, rm, purge and a pull that could not keep
 everything print their document whatever the exit code.
 
 environment:
@@ -100,20 +100,11 @@ def build_parser() -> argparse.ArgumentParser:
     verb = _add(commands, "pull", "REF -n NS [options]", "fetch an image into a namespace", _PULL)
     verb.add_argument("reference", metavar="REF", help="HOST/NAME:TAG or HOST/NAME@DIGEST")
     _add_namespace(verb)
-    verb.add_argument(
-        "--platform", metavar="OS/ARCH[/VARIANT]", help="of an index, take this one (default: this host's)"
-    )
-    verb.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS (default: on loopback only)")
+    _add_platform(verb)
     verb.add_argument("--jobs", metavar="N", type=_count, help="blobs fetched at a time")
     verb.add_argument("--fresh", action="store_true", help="fail if the tag cannot be resolved now")
     verb.add_argument("--timeout", metavar="S", type=_seconds, help="give up after S seconds")
-    verb.add_argument("--auth-file", metavar="FILE", help="credentials as docker and podman keep them; no others count")
-    verb.add_argument("--ca", metavar="FILE", action="append", default=[], help="trust this authority (PEM), too")
-    verb.add_argument("--cert", metavar="FILE", help="show this client certificate, with its key in the file (PEM)")
-    verb.add_argument(
-        "--mirror", metavar="URL", action="append", default=[], help="ask this one first; may be repeated"
-    )
-    verb.add_argument("--hosts-dir", metavar="DIR", help="mirrors and certificates as containerd has them (hosts.toml)")
+    _add_access(verb)
 
     verb = _add(
         commands, "ls", "[-n NS] [options]", "list namespaces, or what one of them holds", _LS, aliases=["list"]
@@ -160,6 +151,16 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--wait", metavar="S", type=_seconds, default=5.0, help="seconds to wait for its users (default: 5)"
     )
+
+    verb = _add(
+        commands, "doctor", "REF [options]", "explain step by step what a pull would do, and where it fails", _DOCTOR
+    )
+    verb.add_argument("reference", metavar="REF", help="HOST/NAME:TAG or HOST/NAME@DIGEST")
+    _add_platform(verb)
+    verb.add_argument(
+        "--timeout", metavar="S", type=_seconds, default=60.0, help="give up after S seconds (default: 60)"
+    )
+    _add_access(verb)
     return parser
 
 
@@ -194,6 +195,10 @@ _PURGE = """
 From the first moment on nobody can open any of it. Exit 5 where somebody still has files of it open at the end of the
 wait: the next command on this root removes what they leave. Nothing, or nothing left, to purge is no error.
 """
+_DOCTOR = """
+One line a step: ok, warn (a pull goes on) or FAIL (it ends here: exit 1), the step, what was found. Of credentials it
+says where they are from, never what they are. Fetches no blob, keeps nothing.
+"""
 
 
 def _add(commands: Any, name: str, usage: str, summary: str, more: str, **options: Any) -> argparse.ArgumentParser:
@@ -225,6 +230,23 @@ def _add_globals(parser: argparse.ArgumentParser) -> None:
 
 def _add_namespace(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
     verb.add_argument("-n", "--namespace", metavar="NS", required=required, default=None, help="the namespace")
+
+
+def _add_platform(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--platform", metavar="OS/ARCH[/VARIANT]", help="of an index, take this one (default: this host's)"
+    )
+    verb.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS (default: on loopback only)")
+
+
+def _add_access(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--auth-file", metavar="FILE", help="credentials as docker and podman keep them; no others count")
+    verb.add_argument("--ca", metavar="FILE", action="append", default=[], help="trust this authority (PEM), too")
+    verb.add_argument("--cert", metavar="FILE", help="show this client certificate, with its key in the file (PEM)")
+    verb.add_argument(
+        "--mirror", metavar="URL", action="append", default=[], help="ask this one first; may be repeated"
+    )
+    verb.add_argument("--hosts-dir", metavar="DIR", help="mirrors and certificates as containerd has them (hosts.toml)")
 
 
 def _add_digest(verb: argparse.ArgumentParser) -> None:
