@@ -13,11 +13,12 @@ Errors are in :mod:`layercache.errors`, the values of the OCI specifications in 
 
 from layercache.cache import LayerCache
 from layercache.control import Progress
+from layercache.doctor import diagnose
 from layercache.errors import LayerCacheError
 from layercache.image import Image, Layer
 from layercache.namespace import Namespace
 from layercache.oci import Descriptor, DiffID, Digest, MediaType, Platform, Reference, Repository
-from layercache.reports import BlobInfo, BlobReport, Finding, ImageInfo, NamespaceInfo, PullReport
+from layercache.reports import BlobInfo, BlobReport, Check, Finding, ImageInfo, NamespaceInfo, PullReport
 from layercache.store import Receipt
 from layercache.stream import ByteStream
 
@@ -25,6 +26,7 @@ __all__ = [
     "BlobInfo",
     "BlobReport",
     "ByteStream",
+    "Check",
     "Descriptor",
     "DiffID",
     "Digest",
@@ -44,6 +46,7 @@ __all__ = [
     "Reference",
     "Repository",
     "__version__",
+    "diagnose",
 ]
 
 __version__ = "0.1.0"

@@ -8,9 +8,20 @@ from typing import Any, Literal
 
 from layercache.oci import DiffID, Digest, MediaType, Platform, Reference
 
-__all__ = ["BlobInfo", "BlobReport", "Finding", "ImageInfo", "NamespaceInfo", "PullReport", "ReceiptsReport", "Source"]
+__all__ = [
+    "BlobInfo",
+    "BlobReport",
+    "Check",
+    "Finding",
+    "ImageInfo",
+    "NamespaceInfo",
+    "PullReport",
+    "ReceiptsReport",
+    "Source",
+]
 
 Source = Literal["hit", "miss", "bypass"]
+State = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +172,33 @@ class NamespaceInfo:
             "blobs": self.blobs,
             "bytes": self.bytes,
             "sealed": self.sealed,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One step of a diagnosis: what a pull meets there.
+
+    ``state`` is ``ok``, ``warn`` (a pull goes on all the same) or ``fail`` (it does not). ``source`` is the host that
+    was asked, empty for this machine itself. ``detail`` and ``hint`` are for people, and hold no secret.
+    """
+
+    step: str
+    state: State
+    detail: str
+    source: str = ""
+    hint: str = ""
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the step as JSON values."""
+        return {
+            "step": self.step,
+            "state": self.state,
+            "source": self.source,
+            "detail": self.detail,
+            "hint": self.hint,
+            "seconds": round(self.seconds, 6),
         }
 
 

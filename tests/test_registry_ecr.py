@@ -607,3 +607,31 @@ def test_an_image_comes_from_a_registry_and_storage_shaped_like_ecr(
         assert ("GET", 307) in blobs
     finally:
         registry.stop()
+
+
+def test_a_diagnosis_says_who_aws_thinks_we_are(
+    aws: Moto, monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
+) -> None:
+    """The identity behind the token, from AWS itself; no key and no token is in it. Without credentials: why."""
+    from layercache import diagnose
+
+    with ScriptedRegistry(auth=BasicAuth("AWS", PASSWORD)) as registry:
+        registry.add(IMAGE, "demo/x", "1")
+        steer(monkeypatch, registry.host)
+        reference = f"{HOST}/demo/x:1"
+        checks = list(diagnose(reference, root=root, plain_http=True, platform="linux/amd64"))
+        found = {check.step: check for check in checks}
+        assert {check.state for check in checks} == {"ok"}
+        assert found["host"].detail.startswith("Amazon ECR, account 123456789012 in ")
+        assert found["identity"].detail.startswith("arn:aws:sts::123456789012:")
+        assert found["auth"].detail.startswith("Basic, with the password from Amazon ECR in ")
+        for secret in ("AKIACANARY", "secret-canary", PASSWORD):
+            assert secret not in repr(checks)
+
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        checks = list(diagnose(reference, root=root, plain_http=True))
+        found = {check.step: check for check in checks}
+        assert [found[step].state for step in ("credentials", "identity", "auth")] == ["warn", "warn", "fail"]
+        assert "no AWS credentials" in found["identity"].detail

@@ -269,6 +269,27 @@ def test_a_failing_disk_makes_nothing_visible(generation, monkeypatch, root, ver
     assert put(generation, data).digest == Digest.of(data)
 
 
+def test_what_others_may_have_is_not_taken_back(generation, monkeypatch):
+    """A lease that fails after the publication is an error for who asked; what is published stays, whole."""
+    data = content(5000)
+    lock, shared = PosixDisk.lock, []
+
+    def failing(self, at, *, exclusive):
+        held = lock(self, at, exclusive=exclusive)
+        if not exclusive and Path(f"/proc/self/fd/{at.fd}").readlink().name == described(data).digest.encoded:
+            shared.append(at)
+            if len(shared) == 2:  # the writer's first, then the reader's
+                raise OSError(errno.EIO, "lock")
+        return held
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PosixDisk, "lock", failing)
+        with pytest.raises(StoreError, match="publish"):
+            put(generation, data)
+    with generation.open(described(data).digest) as blob:
+        assert read(blob) == data
+
+
 def test_a_disk_that_keeps_failing_is_left_alone_for_a_while(store, generation, monkeypatch):
     """After three failures in a row writes are refused untouched, reads go on, and a success ends it."""
     kept = put(generation, b"kept")

@@ -15,11 +15,12 @@ from layercache.cache import LayerCache, default_root
 from layercache.cli._output import Output, age, binary, note, pairs, printable, table
 from layercache.cli._parser import UsageError
 from layercache.cli._progress import progress
+from layercache.doctor import diagnose
 from layercache.errors import InUseError, InvalidError, NotFoundError, UnsupportedError
 from layercache.namespace import Namespace
 from layercache.oci import OCTET_STREAM, Digest, MediaType, Platform, Reference
 from layercache.registry import DockerConfig, Tls
-from layercache.reports import BlobInfo, ImageInfo, NamespaceInfo, PullReport
+from layercache.reports import BlobInfo, Check, ImageInfo, NamespaceInfo, PullReport
 from layercache.store import Receipt
 
 __all__ = ["COMMANDS", "DONE", "FAILED", "INTEGRITY", "MISSING", "PARTLY", "USAGE"]
@@ -33,14 +34,7 @@ _BASE64_STEP = 3 << 18
 def _pull(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
     reference = Reference.parse(args.reference)
     platform = Platform.parse(args.platform) if args.platform is not None else None
-    tls = Tls(tuple(args.ca), args.cert or "") if args.ca or args.cert else None
-    access = {
-        "credentials": None if args.auth_file is None else DockerConfig(args.auth_file),
-        "mirrors": {reference.repository.host: args.mirror},
-        "hosts_dir": args.hosts_dir,
-        "tls": tls,
-    }
-    with _namespace(args, create=True, **access) as namespace:
+    with _namespace(args, create=True, **_access(args, reference)) as namespace:
         with (
             progress(quiet=args.quiet, verbose=args.verbose, no_progress=args.no_progress) as show,
             namespace.pull(
@@ -274,6 +268,28 @@ def _receipts(args: argparse.Namespace, out: Output, cancel: threading.Event) ->
     return INTEGRITY if report.problems else DONE
 
 
+def _doctor(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
+    reference = Reference.parse(args.reference)
+    checks: list[Check] = []
+    for check in diagnose(
+        reference,
+        root=_root(args),
+        platform=None if args.platform is None else Platform.parse(args.platform),
+        plain_http=True if args.plain_http else None,
+        timeout=args.timeout,
+        cancel=cancel,
+        **_access(args, reference),
+    ):
+        checks.append(check)
+        state = "FAIL" if check.state == "fail" else check.state
+        text = f"{check.detail}; {check.hint}" if check.hint else check.detail
+        if not (args.quiet and check.state == "ok"):
+            out.lines([printable(f"{state:<4}  {check.step:<11}  {text}")])
+    failed = any(check.state == "fail" for check in checks)
+    out.document({"reference": str(reference), "ok": not failed, "checks": [check.to_json() for check in checks]})
+    return FAILED if failed else DONE
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, Output, threading.Event], int]] = {
     "pull": _pull,
     "ls": _ls,
@@ -285,6 +301,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Output, threading.Event], int]
     "rm": _rm,
     "purge": _purge,
     "receipts": _receipts,
+    "doctor": _doctor,
 }
 
 
@@ -301,6 +318,15 @@ def _cache(args: argparse.Namespace, *, create: bool = False, **access: Any) -> 
         raise NotFoundError(f"no cache at {str(root)!r}", hint="name its directory with --root")
     with LayerCache(root, janitor=False, **access) as cache:
         yield cache
+
+
+def _access(args: argparse.Namespace, reference: Reference) -> dict[str, Any]:
+    return {
+        "credentials": None if args.auth_file is None else DockerConfig(args.auth_file),
+        "mirrors": {reference.repository.host: args.mirror},
+        "hosts_dir": args.hosts_dir,
+        "tls": Tls(tuple(args.ca), args.cert or "") if args.ca or args.cert else None,
+    }
 
 
 def _root(args: argparse.Namespace) -> Path:

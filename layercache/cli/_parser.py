@@ -17,7 +17,7 @@ exit codes:
   130  interrupted with Ctrl-C     141  the reader of standard output went away
 
 Data goes to standard output, everything else to standard error. With --json standard output is one JSON document:
-sizes in bytes, times as RFC 3339. After an error it is empty; verify, rm, purge and a pull that could not keep
+sizes in bytes, times as RFC 3339. After an error it is empty; verify, doctor, rm, purge and a pull that could not keep
 everything print their document whatever the exit code.
 
 environment:
@@ -110,20 +110,11 @@ def build_parser() -> argparse.ArgumentParser:
     verb = _add(commands, "pull", "REF -n NS [options]", "fetch an image into a namespace", _PULL)
     verb.add_argument("reference", metavar="REF", help="HOST/NAME:TAG or HOST/NAME@DIGEST")
     _add_namespace(verb)
-    verb.add_argument(
-        "--platform", metavar="OS/ARCH[/VARIANT]", help="of an index, take this one (default: this host's)"
-    )
-    verb.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS (default: on loopback only)")
+    _add_platform(verb)
     verb.add_argument("--jobs", metavar="N", type=_count, help="blobs fetched at a time")
     verb.add_argument("--fresh", action="store_true", help="fail if the tag cannot be resolved now")
     verb.add_argument("--timeout", metavar="S", type=_seconds, help="give up after S seconds")
-    verb.add_argument("--auth-file", metavar="FILE", help="credentials as docker and podman keep them; no others count")
-    verb.add_argument("--ca", metavar="FILE", action="append", default=[], help="trust this authority (PEM), too")
-    verb.add_argument("--cert", metavar="FILE", help="show this client certificate, with its key in the file (PEM)")
-    verb.add_argument(
-        "--mirror", metavar="URL", action="append", default=[], help="ask this one first; may be repeated"
-    )
-    verb.add_argument("--hosts-dir", metavar="DIR", help="mirrors and certificates as containerd has them (hosts.toml)")
+    _add_access(verb)
 
     verb = _add(
         commands, "ls", "[-n NS] [options]", "list namespaces, or what one of them holds", _LS, aliases=["list"]
@@ -183,6 +174,16 @@ def build_parser() -> argparse.ArgumentParser:
     verb = _add(commands, "receipts", "[verify] [options]", "list the receipts of purges, or examine them", _RECEIPTS)
     verb.add_argument("action", metavar="verify", nargs="?", choices=("verify",), help="examine the chain")
     verb.add_argument("--after", metavar="HASH", help="with verify: a hash it printed before must be among them")
+
+    verb = _add(
+        commands, "doctor", "REF [options]", "explain step by step what a pull would do, and where it fails", _DOCTOR
+    )
+    verb.add_argument("reference", metavar="REF", help="HOST/NAME:TAG or HOST/NAME@DIGEST")
+    _add_platform(verb)
+    verb.add_argument(
+        "--timeout", metavar="S", type=_seconds, default=60.0, help="give up after S seconds (default: 60)"
+    )
+    _add_access(verb)
     return parser
 
 
@@ -222,6 +223,10 @@ A line a receipt: number, slot, generation, level, blobs, bytes. verify finds re
 or added, and purged generations without one, one a line (exit 4); its last line has the hash of the last receipt. Who
 can write the root can forge a whole chain: keep that hash elsewhere, and give it with --after.
 """
+_DOCTOR = """
+One line a step: ok, warn (a pull goes on) or FAIL (it ends here: exit 1), the step, what was found. Of credentials it
+says where they are from, never what they are. Fetches no blob, keeps nothing.
+"""
 
 
 def _add(commands: Any, name: str, usage: str, summary: str, more: str, **options: Any) -> argparse.ArgumentParser:
@@ -253,6 +258,23 @@ def _add_globals(parser: argparse.ArgumentParser) -> None:
 
 def _add_namespace(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
     verb.add_argument("-n", "--namespace", metavar="NS", required=required, default=None, help="the namespace")
+
+
+def _add_platform(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--platform", metavar="OS/ARCH[/VARIANT]", help="of an index, take this one (default: this host's)"
+    )
+    verb.add_argument("--plain-http", action="store_true", help="speak HTTP without TLS (default: on loopback only)")
+
+
+def _add_access(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--auth-file", metavar="FILE", help="credentials as docker and podman keep them; no others count")
+    verb.add_argument("--ca", metavar="FILE", action="append", default=[], help="trust this authority (PEM), too")
+    verb.add_argument("--cert", metavar="FILE", help="show this client certificate, with its key in the file (PEM)")
+    verb.add_argument(
+        "--mirror", metavar="URL", action="append", default=[], help="ask this one first; may be repeated"
+    )
+    verb.add_argument("--hosts-dir", metavar="DIR", help="mirrors and certificates as containerd has them (hosts.toml)")
 
 
 def _add_digest(verb: argparse.ArgumentParser) -> None:

@@ -7,18 +7,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from layercache.control import Control
 from layercache.errors import LayerCacheError
 from layercache.metrics import Ledger
-from layercache.oci import Descriptor, Digest, Reference, Repository, Tag
+from layercache.oci import Descriptor, Digest, Platform, Reference, Repository, Tag
 from layercache.registry._chain import Health, falls_through, in_order, is_outage
 from layercache.registry._effects import Site
 from layercache.registry._flow import Document
 from layercache.registry._pace import Pace
+from layercache.registry._probe import probe
 from layercache.registry._sockets import Patience
 from layercache.registry._upstream import Upstream
 from layercache.registry._url import Url, Zone, zone_of
@@ -26,6 +27,7 @@ from layercache.registry.auth import Credentials
 from layercache.registry.ecr import EcrCredentials
 from layercache.registry.hosts import read_hosts
 from layercache.registry.sources import Mirror, Tls
+from layercache.reports import Check
 
 __all__ = ["Registry"]
 
@@ -191,6 +193,19 @@ class Registry:
                 return
         if telling is not None:
             raise telling
+
+    def probe(self, reference: Reference, platform: Platform, *, control: Control) -> Iterator[Check]:
+        """Steps of a pull of ``reference``, source by source, as they are taken; nothing is kept.
+
+        :raises CancelledError: on a cancel, as :class:`DeadlineError` at the deadline.
+        """
+        served = False
+        for number, upstream in enumerate(self._upstreams):
+            last = number == len(self._upstreams) - 1 and not served
+            end = yield from probe(upstream, reference, platform, last=last, control=control)
+            if end == "fail":
+                return
+            served = served or end == "ok"
 
     def close(self) -> None:
         """Close the connections that are not in use. The registry stays usable; it connects anew."""

@@ -26,7 +26,7 @@ from layercache.registry._effects import LostError
 from layercache.registry._proxy import Proxy
 from layercache.registry._url import Zone, zone_of
 
-__all__ = ["SLICE", "Patience", "PlainSocket", "TlsSocket", "Watch", "dial", "watching"]
+__all__ = ["SLICE", "Patience", "PlainSocket", "TlsSocket", "Watch", "dial", "look_up", "watching"]
 
 SLICE = 0.1
 """Seconds a receive blocks at a time: a cancel takes effect within it."""
@@ -246,6 +246,17 @@ def dial(host: str, port: int) -> PlainSocket:
         watch.zone = sock.zone = zone
         return sock
     raise lost
+
+
+def look_up(host: str, port: int) -> list[str]:
+    """Numeric addresses of ``host``, as :func:`dial` would try them.
+
+    :raises LostError: if there is none.
+    """
+    watch = watching()
+    assert watch is not None  # noqa: S101 -- only the transport asks
+    found = _resolve(host, port, watch, time.monotonic() + watch.patience.connect)
+    return list(dict.fromkeys(str(where[0]) for _, where in found))
 
 
 def _resolve(host: str, port: int, watch: Watch, until: float) -> list[tuple[int, tuple[Any, ...]]]:

@@ -13,6 +13,7 @@ import re
 import ssl
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import urllib3
@@ -24,12 +25,12 @@ from layercache.control import Control
 from layercache.errors import InvalidError, LayerCacheError, PolicyError
 from layercache.registry._effects import Head, LostError, Send
 from layercache.registry._proxy import Proxies, Proxy
-from layercache.registry._sockets import SLICE, Patience, PlainSocket, TlsSocket, Watch, dial, watching
+from layercache.registry._sockets import SLICE, Patience, PlainSocket, TlsSocket, Watch, dial, look_up, watching
 from layercache.registry._url import Url, Zone, zone_of
 from layercache.registry._wire import Headers
 from layercache.registry.sources import Tls
 
-__all__ = ["Reply", "Transport"]
+__all__ = ["Line", "Reply", "Transport"]
 
 _AGENT = "layercache"
 _DRAIN = 4096  # bytes that are cheaper to read than a connection is to make
@@ -155,6 +156,19 @@ class Reply:
         response.release_conn()
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A connection as it was made: to ``peer``, under which version of TLS, whose certificate, good until when.
+
+    ``until`` is Unix time; without TLS the other three are empty. So they are of a certificate that was not looked at.
+    """
+
+    peer: str
+    tls: str = ""
+    issuer: str = ""
+    until: float | None = None
+
+
 class Transport:
     """Connections to the hosts of one registry, for use by many threads of one process.
 
@@ -220,6 +234,50 @@ class Transport:
         head = Head(response.status, Headers(response.headers.items()), zone, time.time())
         return Reply(head, response, watch, url)
 
+    def proxy(self, url: Url) -> str:
+        """Host and port of the proxy for ``url``, empty where there is none."""
+        proxy = self._proxies.of_url(url)
+        return "" if proxy is None else f"{proxy.host}:{proxy.port}"
+
+    def addresses(self, url: Url, control: Control) -> list[str]:
+        """Numeric addresses to connect to for ``url``: its host's, or its proxy's.
+
+        :raises LostError: if there is none.
+        """
+        proxy = self._proxies.of_url(url)
+        watch = Watch(control, self._patience)
+        with watch.at_work(most=0):
+            return look_up(url.host, url.port) if proxy is None else look_up(proxy.host, proxy.port)
+
+    def line(self, url: Url, control: Control, *, tls: bool) -> Line:
+        """What a new connection to ``url`` is like, shaking hands with ``tls``; it is closed again. For a diagnosis.
+
+        :raises LostError: if there is none.
+        """
+        watch = Watch(control, self._patience)
+        proxy = watch.proxy = self._proxies.of_url(url)
+        with watch.at_work(most=_HEAD_BYTES, within=self._patience.head):
+            sock: Any = None
+            try:
+                sock = dial(url.host, url.port) if proxy is None else dial(proxy.host, proxy.port)
+                peer = _shown(sock.getpeername())
+                if not tls:
+                    return Line(peer)
+                if proxy is not None:
+                    _connect_through(sock, proxy, url.host, url.port)
+                sock = _context(self._tls, home=True).wrap_socket(sock, server_hostname=url.host)
+                certificate = sock.getpeercert() or {}
+                names = {key: value for part in certificate.get("issuer", ()) for key, value in part}
+                issuer = names.get("organizationName") or names.get("commonName", "")
+                ends = certificate.get("notAfter")
+                until = None if ends is None else float(ssl.cert_time_to_seconds(ends))
+                return Line(peer, sock.version() or "", issuer, until)
+            except Exception as error:  # noqa: BLE001 -- every foreign error is mapped here
+                _raise(error, watch, url)
+            finally:
+                if sock is not None:
+                    sock.close()
+
     def close(self) -> None:
         """Close the connections that are not in use."""
         with self._lock:
@@ -257,6 +315,10 @@ def _context(tls: Tls, *, home: bool) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _shown(where: Any) -> str:
+    return f"[{where[0]}]:{where[1]}" if ":" in where[0] else f"{where[0]}:{where[1]}"
 
 
 def _is_numeric(host: str) -> bool:

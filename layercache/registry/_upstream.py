@@ -40,7 +40,7 @@ class Upstream:
         self.resolves = resolves
         self.pulls = pulls
         self.patience = patience
-        self._credentials = credentials
+        self.credentials = credentials
         self._realm_hosts = realm_hosts
         self._tls = tls
         self._pace = pace
@@ -91,6 +91,13 @@ class Upstream:
             self._session[1].transport.close()
 
     def _driver(self, control: Control, ledger: Ledger, stage: str) -> Driver:
+        return Driver(self.session(), control, ledger, stage)
+
+    def session(self) -> Session:
+        """What its operations share in this process.
+
+        :raises InvalidError: for a proxy of the environment that is none.
+        """
         pid = os.getpid()
         held = self._session
         if held is None or held[0] != pid:
@@ -98,13 +105,13 @@ class Upstream:
             from layercache.registry._transport import Transport  # noqa: PLC0415
 
             # Also in a forked child: its parent goes on using the sockets, and may have held a lock.
-            authority = Authority(self.site, self._credentials, realm_hosts=self._realm_hosts)
+            authority = Authority(self.site, self.credentials, realm_hosts=self._realm_hosts)
             pace = self._pace if self._pace is not None and pid == self._made_in else Pace(first=self.patience.pause)
             held = self._session = (
                 pid,
                 Session(pid, Transport(self.patience, self._tls, self.site.base), authority, pace),
             )
-        return Driver(held[1], control, ledger, stage)
+        return held[1]
 
     def __repr__(self) -> str:
         return f"Upstream({self.site.host!r})"

@@ -134,6 +134,32 @@ class EcrCredentials:
             raise failure
         return found
 
+    def identity(self, host: str, *, control: Control) -> str | None:
+        """Who AWS says that the credentials for ``host`` belong to (an ARN); ``None`` where AWS is not asked for it.
+
+        :raises UnauthorizedError: if there are no AWS credentials, or AWS does not say.
+        """
+        where = parse_ecr_host(host)
+        if where is None and not (host in PUBLIC_HOSTS and self._placed()):
+            return None
+        state = self._here()
+
+        def ask() -> str:
+            from botocore.config import Config  # noqa: PLC0415 -- see the top
+
+            try:
+                session, _ = self._session(state, where)
+                region = _PUBLIC_REGION if where is None else where.region
+                tuning = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
+                with state.making:
+                    client = session.client("sts", region_name=region, config=tuning)
+                with contextlib.closing(client):
+                    return str(client.get_caller_identity()["Arn"])
+            except Exception as error:  # noqa: BLE001 -- see _fetch
+                raise _refusal(error) from None
+
+        return _aside(ask, control)
+
     def eager(self, host: str) -> bool:
         """True for private ECR: it wants Basic, and takes it without asking first."""
         return parse_ecr_host(host) is not None or self._otherwise.eager(host)

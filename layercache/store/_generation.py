@@ -361,17 +361,15 @@ class Generation:
             self.disk.close(blobs)
             raise
 
-    def lease(self, name: str, meta: Meta, *, writer: File) -> Blob:
-        """Return the blob that ``writer`` has just published, leased without a gap."""
+    def lease(self, file: File, name: str, meta: Meta, *, writer: File) -> Blob:
+        """Return the blob that ``writer`` has just published and ``file`` reads, leased without a gap.
+
+        ``file`` is closed where that fails.
+        """
         disk = self.disk
-        with self._blobs.folder(name) as blobs:
-            if blobs is None:
-                raise FileNotFoundError(errno.ENOENT, "gone", name)
-            file = disk.open(blobs, name)
         try:
-            # Ours alone until now, so this cannot be refused. Not before the opening: where that fails, the name is
-            # taken back, and nobody may have it by then.
             disk.lock(writer, exclusive=False)
+            # Others may read it by now, nobody can change it: this cannot be refused.
             if not disk.lock(file, exclusive=False):
                 raise BlockingIOError(errno.EWOULDBLOCK, "a shared lock was refused beside another", name)
             return self._blob(name, file, meta)

@@ -87,7 +87,7 @@ class Ingest:
         """Publish the blob and return it open: whole, verified and durable, or not at all.
 
         :raises IntegrityError: when size or digest is wrong; nothing is left behind.
-        :raises StoreError: when the disk fails; nothing is visible.
+        :raises StoreError: when the disk fails; nothing is visible that is not whole and durable.
         :raises NamespacePurgedError: when the namespace was purged meanwhile.
         """
         generation, disk, name = self._generation, self._disk, self._name
@@ -125,14 +125,16 @@ class Ingest:
                         self._named = False
                         disk.sync(blobs)
                         generation.check_slot()
-                        # Until now our exclusive lock kept readers off it, so nobody saw it before it was durable.
-                        blob = generation.lease(name, meta, writer=self._file)
+                        published = disk.open(blobs, name)
                     except OSError:
                         self._retract(blobs, metas, meta_too=placed)
                         raise
                     finally:
                         disk.close(blobs)
                         disk.close(metas)
+                    # Until now our exclusive lock kept readers off: nobody saw it before it was durable. From here on
+                    # others may have it, so a failure takes nothing back any more.
+                    blob = generation.lease(published, name, meta, writer=self._file)
                     generation.health.succeeded()
                     return blob
         finally:

@@ -18,7 +18,6 @@ from layercache.errors import (
 )
 from layercache.oci import OCTET_STREAM, Digest, Platform, Reference
 from layercache.store import Blob, Generation, Ingest, NamespaceName, Ref, Store
-from layercache.testing._failing import KilledError
 from layercache.testing._inodes import Node
 from layercache.testing.disk import Process
 from layercache.testing.model import CONTENTS, Content, Home, Model, Register, ViolationError, Write
@@ -95,7 +94,11 @@ class Actor:
             return
         home = (generation.slot, generation.generation)
         register = self.model.blob(home, content.digest)
-        with self._operation(namespace, may_lack_space=True), self._no_remains(home, content):
+        with (
+            self._operation(namespace, may_lack_space=True),
+            self._risking((register, False)),
+            self._no_remains(home, content),
+        ):
             ingest = generation.begin(content.descriptor)
             if ingest is None:
                 self._join(generation, register, content)
@@ -103,6 +106,8 @@ class Actor:
             write = register.begin(True, self.model.now()) if not lie and stop_after is None else None
             try:
                 blob = self._feed(ingest, home, content, pieces=pieces, lie=lie, stop_after=stop_after)
+            except NamespacePurgedError:
+                raise  # what it had published goes with the namespace
             except LayerCacheError:
                 self._stays_out(home, content, ingest)
                 raise
@@ -131,12 +136,10 @@ class Actor:
         home = (generation.slot, generation.generation)
         register = self.model.blob(home, content.digest)
         began = self.model.now()
-        with self._operation(namespace):
+        with self._operation(namespace), self._risking((register, False)):
             try:
                 blob = generation.open(content.digest)
             except NotFoundError:
-                if self._excused:
-                    register.doubt(False, self.model.now())
                 if False not in register.allowed(began, self.model.now()):
                     raise ViolationError(f"lost: {content.digest} of {home}") from None
                 return
@@ -174,7 +177,8 @@ class Actor:
         if generation is None:
             return
         home = (generation.slot, generation.generation)
-        with self._operation(namespace):
+        refs = [(self.model.ref(home, str(reference)), None) for reference in REFERENCES]
+        with self._operation(namespace), self._risking(*refs):
             began = self.model.now()
             found = set(generation.digests())
             self._last_look(home, 0)
@@ -242,14 +246,12 @@ class Actor:
         if generation is None:
             return
         home = (generation.slot, generation.generation)
-        with self._operation(namespace):
+        register = self.model.ref(home, str(reference))
+        with self._operation(namespace), self._risking((register, None)):
             began = self.model.now()
             ref = generation.get_ref(reference)
             self._last_look(home, self.process.read_at)
             found = None if ref is None else ref.descriptor.digest
-            register = self.model.ref(home, str(reference))
-            if self._excused:
-                register.doubt(None, self.model.now())
             if found not in register.allowed(began, self.model.now()):
                 raise ViolationError(f"{reference} means {found}")
 
@@ -258,13 +260,13 @@ class Actor:
         self.open()
         count = -1
         if self.store is not None:
-            with self._operation():
+            homes = list(self.model.homes())
+            risks = [
+                *((self.model.blob(home, content.digest), False) for home in homes for content in CONTENTS),
+                *((self.model.ref(home, str(reference)), None) for home in homes for reference in REFERENCES),
+            ]
+            with self._operation(), self._risking(*risks):
                 count = len(self.store.recover())
-                if self._excused:  # what could not be read may have been taken for damage
-                    for register in self.model.blobs.values():
-                        register.doubt(False, self.model.now())
-                    for register in self.model.refs.values():
-                        register.doubt(None, self.model.now())
         return count
 
     def check_receipts(self) -> None:
@@ -328,12 +330,32 @@ class Actor:
         finally:
             self._depth -= 1
 
+    @contextmanager
+    def _risking(self, *risks: tuple[Register, object]) -> Iterator[None]:
+        """Run what makes each register that value if the disk fails it: what it cannot read it moves aside.
+
+        So from the first fault on, for everybody, also if this process dies on the way.
+        """
+        now = self.model.now()
+        writes = [(register, register.risk(value, now, lambda: self._excused)) for register, value in risks]
+        try:
+            yield
+        finally:
+            excused, now = self._excused, self.model.now()
+            for register, write in writes:
+                if excused:
+                    write.ended, write.possible = now, lambda: True
+                else:
+                    register.drop(write)
+
     def _stays_out(self, home: Home, content: Content, ingest: Ingest) -> None:
         """What could not be published is not visible, if the disk failed only once."""
         name = content.digest.encoded
-        found = self.model.disk.at("data", f"{home[0]}.{home[1]}", "blobs", name[:2], name)
-        file = ingest._file  # noqa: SLF001 - to know our own
-        if found is not None and found is file.node and self.process.faulted - self._faulted == 1:  # type: ignore[attr-defined]
+        shard = self.model.disk.at("data", f"{home[0]}.{home[1]}", "blobs", name[:2])
+        node = ingest._file.node  # type: ignore[attr-defined]  # noqa: SLF001 - to know our own
+        # Once it is durable others may have it: a failure after that takes nothing back.
+        shown = shard is not None and shard.entries.get(name) is node and shard.written.get(name) is not node
+        if shown and self.process.faulted - self._faulted == 1:
             raise ViolationError("it could not be published, and is visible") from None
 
     def _join(self, generation: Generation, register: Register, content: Content) -> None:
@@ -342,8 +364,6 @@ class Actor:
         try:
             blob = generation.open(content.digest)
         except NotFoundError:
-            if self._excused:  # its record could not be read, and it was moved aside
-                register.doubt(False, self.model.now())
             return
         if True not in register.allowed(began, self.model.now()):
             raise ViolationError(f"from nowhere: {content.digest}")
@@ -426,11 +446,6 @@ class Actor:
                 self._last_look(home, self.process.read_at)
                 if found != content.data[start : start + length]:
                     raise ViolationError(f"wrong bytes of {content.digest} at {start}")
-        except KilledError:
-            if self._excused:
-                # It was told that the disk cannot read it, and died on the way to moving it aside, or behind that.
-                register.doubt(False, self.model.now())
-            raise
         except IntegrityError as error:
             node, name = self._node(blob), content.digest.encoded
             if not self._excused and not node.spoiled:

@@ -150,7 +150,9 @@ class _Sender:
         if reply.raw is not None:
             self._connection.sendall(reply.raw)
             return False
-        head = [f"HTTP/1.1 {reply.status} {reason(reply.status)}", f"Date: {formatdate(usegmt=True)}"]
+        head = [f"HTTP/1.1 {reply.status} {reason(reply.status)}"]
+        if reply.header("Date") is None:
+            head.append(f"Date: {formatdate(usegmt=True)}")
         head += [f"{name}: {value}" for name, value in reply.headers]
         if reply.chunked:
             head.append("Transfer-Encoding: chunked")

@@ -11,7 +11,7 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -69,6 +69,8 @@ class Write:
     began: int
     ended: float = math.inf
     acknowledged: bool = False
+    possible: Callable[[], bool] = lambda: True
+    """Whether it can have had any effect."""
 
 
 class Register:
@@ -86,6 +88,12 @@ class Register:
         self.writes.append(write)
         return write
 
+    def risk(self, value: object, now: int, possible: Callable[[], bool]) -> Write:
+        """Note that somebody begins what makes it ``value`` if ``possible`` says so."""
+        write = Write(value, now, possible=possible)
+        self.writes.append(write)
+        return write
+
     def doubt(self, value: object, now: int) -> None:
         """Note that it may have become ``value`` just now."""
         self.writes.append(Write(value, now, now))
@@ -97,7 +105,9 @@ class Register:
     def allowed(self, began: float, ended: float = math.inf) -> list[object]:
         """Return what a look that began and ended then may find."""
         settled = max((write.began for write in self.writes if write.acknowledged and write.ended < began), default=-1)
-        values = [write.value for write in self.writes if write.ended >= settled and write.began <= ended]
+        values = [
+            write.value for write in self.writes if write.ended >= settled and write.began <= ended and write.possible()
+        ]
         return values if settled >= 0 else [self.initial, *values]
 
 
@@ -161,6 +171,19 @@ class Model:
         states = [state for name in (node.entries if node else ()) if (state := SlotState.parse(name))]
         return next((state.generation for state in states if state.state == "live"), 0)
 
+    def _never_was(self, home: Home) -> bool:
+        """Tell whether a power cut took the beginning of a generation: its number is for the next to begin."""
+        slot = self.disk.at("slots", home[0])
+        states = (SlotState.parse(name) for name in (slot.entries if slot else ()))
+        return all(state.generation < home[1] for state in states if state)
+
+    def homes(self) -> Iterator[Home]:
+        """Yield the last generation of each slot, and the one that may begin any time."""
+        slots = self.disk.at("slots")
+        for slot, folder in (slots.entries if slots else {}).items():
+            last = max((state.generation for name in folder.entries if (state := SlotState.parse(name))), default=0)
+            yield from ((slot, last), (slot, last + 1))
+
     def home(self, namespace: str) -> Home | None:
         """Return the live generation of a namespace."""
         key = self.disk.at("root.key")
@@ -194,9 +217,10 @@ class Model:
         for home in list(self.fenced):
             # A fence that was not durable is none: its purge had not returned.
             word = self.disk.at("data", f"{home[0]}.{home[1]}", "fence")
-            if home not in self.purged and self.live(home) and word is not None and not word.pages:
+            lives_on = self.live(home) and word is not None and not word.pages
+            if home not in self.purged and (lives_on or self._never_was(home)):
                 del self.fenced[home]
-        self.ended = {home: step for home, step in self.ended.items() if not self.live(home)}
+        self.ended = {home: step for home, step in self.ended.items() if home in self.fenced and not self.live(home)}
         for home, level in self.purged.items():
             if self.live(home):
                 raise ViolationError(f"{home} lives again after its purge has returned")

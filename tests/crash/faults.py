@@ -336,7 +336,7 @@ def run(point: Point) -> Outcome:
         outcome.events = life.events
         outcome.injected = outcome.log.count("(INJECTED)") + outcome.log.count("+++ killed by SIGKILL")
         killed = "+++ killed by SIGKILL" in outcome.log
-        promises = Promises(faulty=not killed and not point.harmless)
+        promises = Promises(faulty=not killed and not point.harmless, unlocked=point.call == "flock")
         promises.hear(outcome.events)
         if point.call in ("preadv", "pread64") and point.fault == "EIO":
             promises.unreadable()

@@ -387,9 +387,11 @@ class Promises:
 
     ``faulty``: calls failed while the process lived on. Then a failed put must not have become visible, a purge may say
     that it could not remove everything yet, and damage may have stayed where it was.
+    ``unlocked``: it was a lock that failed. The last one of a put is taken when others may have the blob already.
     """
 
     faulty: bool
+    unlocked: bool = False
     blobs: dict[tuple[str, str], State] = field(default_factory=dict)
     refs: dict[tuple[str, int], set[str | None]] = field(default_factory=dict)
     half_purged: set[str] = field(default_factory=set)
@@ -453,7 +455,7 @@ class Promises:
             self.blobs[key] = "present"
         elif end == "begun" and now == "absent":
             self.blobs[key] = "maybe"
-        elif end == "failed" and now == "maybe" and self.faulty:
+        elif end == "failed" and now == "maybe" and self.faulty and not self.unlocked:
             self.blobs[key] = "absent"
 
     def _purge(self, namespace: str, end: str) -> None:

@@ -101,6 +101,14 @@ MUTANTS = (
         where="faults of put: EIO",
     ),
     Mutant(
+        "published blob taken back from others",
+        "_ingest",
+        "                        published = disk.open(blobs, name)\n",
+        "                        blob = generation.lease(disk.open(blobs, name), name, meta, writer=self._file)\n",
+        also=(("                    blob = generation.lease(published, name, meta, writer=self._file)\n", ""),),
+        test="tests/test_store.py::test_what_others_may_have_is_not_taken_back",
+    ),
+    Mutant(
         "failed write not noticed",
         "_ingest",
         "            self._disk.write(self._file, part, offset)\n",

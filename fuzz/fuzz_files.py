@@ -1,0 +1,82 @@
+"""Fuzz target of the files that others write for us to read: docker's config and containerd's hosts.toml."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from layercache.control import Control
+from layercache.errors import InvalidError, UnauthorizedError
+from layercache.registry.auth import DockerConfig
+from layercache.registry.hosts import read_hosts
+
+__all__ = ["SEEDS", "TOKENS", "one"]
+
+_CONFIG = {
+    "auths": {"https://index.docker.io/v1/": {"auth": "dXNlcjpwYXNz"}, "reg.example/a": {"identitytoken": "x"}},
+    "credHelpers": {"other.example": "none"},
+}
+_HOSTS = (
+    'server = "https://s"\n[host."https://m/v2"]\ncapabilities = ["pull"]\nclient = [["a", "b"]]\ndial_timeout = "3s"'
+)
+
+# Both parsers get every input.
+SEEDS = [
+    json.dumps(_CONFIG).encode(),
+    b'{"auths": {"reg.example": {"username": "u", "password": "p"}}}',
+    b'{"auths": {"docker.io": {"auth": "dTo="}, "https://reg.example/v2/": {"auth": "Og=="}}, "credsStore": ""}',
+    _HOSTS.encode(),
+    b'[host."http://127.0.0.1:1"]\noverride_path = true\n[host."http://127.0.0.1:1".header]\nx = ["y"]',
+    b'ca = ["a.pem", "b.pem"]\nclient = ["c.pem"]\n',
+]
+TOKENS = [
+    b'"',
+    b"\\",
+    b",",
+    b"=",
+    b"-",
+    b"/",
+    b"9" * 30,
+    b"://",
+    b"[::1]",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b"null",
+    b"\0",
+]
+TOKENS += [
+    b"\r\n",
+    b"\xff",
+    b"true",
+    b"auths",
+    b"auth",
+    b"identitytoken",
+    b"reg.example",
+    b"host",
+    b"server",
+    b"header",
+]
+TOKENS += [b"client", b"ca", b"capabilities", b"dial_timeout", b"docker.io"]
+
+_PLACE = Path(tempfile.mkdtemp(prefix="layercache-fuzz-"))
+(_PLACE / "x").mkdir()
+atexit.register(shutil.rmtree, _PLACE)
+_CONTROL = Control()
+
+
+def one(data: bytes) -> None:
+    """Read one input as either file; raise on anything but a value or a typed refusal."""
+    (_PLACE / "config.json").write_bytes(data)
+    for host in ("docker.io", "reg.example"):
+        with contextlib.suppress(UnauthorizedError):
+            DockerConfig(_PLACE / "config.json", environ={}).basic(host, repository="a/b", control=_CONTROL)
+    (_PLACE / "x" / "hosts.toml").write_bytes(data)
+    with contextlib.suppress(InvalidError):
+        read_hosts(_PLACE, "x")
