@@ -5,10 +5,13 @@ It looks twice: through the library, as a caller would, and at the tree itself, 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+from layercache import cli
 from layercache.errors import IntegrityError, LayerCacheError, NotFoundError
 from layercache.integrity import CHUNK
 from layercache.oci import OCTET_STREAM, Digest
@@ -16,7 +19,7 @@ from layercache.store import Generation, Store
 from layercache.store._disk import Disk
 from tests.crash.scenarios import CONTENTS, Promises, content, descriptor, name_of, reference
 
-__all__ = ["examine", "report", "stray"]
+__all__ = ["examine", "finish_purges", "report", "stray"]
 
 _ROOT = {"FORMAT", "root.lock", "root.key", "janitor.lock", "scrub.lock", "slots", "data", "trash", "receipts"}
 _ROOT_MAY = {"aside", "ballast", "space", "stats", "foreground", "lost+found"}
@@ -51,6 +54,20 @@ def examine(
     finally:
         store.close()
     return findings
+
+
+def finish_purges(root: Path) -> Iterator[str]:
+    """Let ``layercache purge --resume`` finish what there is; yield what it leaves, and what its receipts lack."""
+    if not (root / "FORMAT").exists():
+        return
+    for command in (["purge", "--resume"], ["receipts", "verify"]):
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            code = cli.main([*command, "--root", str(root)])
+        if code:
+            yield f"layercache {' '.join(command)} ends with {code}: {told.getvalue()!r}"
+    yield from (f"after layercache purge --resume: {path.name} is in trash" for path in root.glob("trash/*"))
+    yield from (f"after layercache purge --resume: slot says {path.name}" for path in root.glob("slots/*/purging.*"))
 
 
 def _contents(store: Store, promises: Promises) -> Iterator[str]:

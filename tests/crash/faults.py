@@ -3,6 +3,7 @@
     python -m tests.crash.faults                                    a sweep; prints what it covered
     python -m tests.crash.faults --only put --point fsync:3:EIO     one point: the scenario's third fsync fails once
     python -m tests.crash.faults --only put --point fsync:3+:EIO    ... and every one after it
+    python -m tests.crash.faults --only purge --finish cli          what is left of a purge is finished by the command
 
 The scenario runs in a process forked from this one, so that no interpreter starts; strace attaches when it is ready and
 sees nothing but its calls. A fresh process then recovers the root and compares it with what was promised.
@@ -24,11 +25,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from layercache.errors import LayerCacheError
 from layercache.store._disk import PosixDisk
-from tests.crash.examine import examine, report
+from tests.crash.examine import examine, finish_purges, report
 from tests.crash.loopfs import enter_private_mounts
 from tests.crash.scenarios import SCENARIOS, Actor, Event, Promises, read_events, untyped, warm, write_event
 
@@ -36,11 +39,12 @@ __all__ = ["Call", "Point", "main", "points", "run", "trace", "unavailable"]
 
 _CALLS = (
     "openat,mkdirat,pwrite64,preadv,pread64,fsync,fdatasync,fallocate,ftruncate,sync_file_range,renameat,renameat2,"
-    "unlinkat,getdents64,newfstatat,fstat,fstatfs,flock,close,utimensat,fchown,fchownat,linkat"
+    "unlinkat,getdents64,newfstatat,fstat,fstatfs,flock,fcntl,close,utimensat,fchown,fchownat,linkat"
 )
 _CHANGING = {"openat", "mkdirat", "pwrite64", "fsync", "fdatasync", "fallocate", "ftruncate", "renameat", "renameat2"}
 _INTERRUPTIBLE = {"openat", "pwrite64", "preadv", "fsync", "fallocate", "ftruncate", "close", "flock"}
 _LINE = re.compile(r"^(?:\d+\s+)?(\w+)\((.*)\)\s+= (\S+)")
+_FINISHES = ("open", "same", "cli")
 _SHORT = 16  # as many zero bytes begin each piece
 _PATIENCE = 30.0
 
@@ -184,12 +188,19 @@ def _through(gate: int) -> None:
         os.getppid()
 
 
-def _part(root: Path, scenario: str) -> Callable[[Callable[[Event], None], Callable[[], None]], None]:
+def _one_thread(root: Path) -> PosixDisk:
+    """Return the disk of a process whose every call is traced: strace does not see threads that begin later."""
+    disk = PosixDisk.open_root(root)
+    disk.background = lambda job: None  # type: ignore[method-assign]
+    return disk
+
+
+def _part(root: Path, scenario: str, *, again: bool) -> Callable[[Callable[[Event], None], Callable[[], None]], None]:
     def part(say: Callable[[Event], None], wait: Callable[[], None]) -> None:
         setup = Actor(root, say)
         SCENARIOS[scenario].setup(setup)
         setup.close()
-        actor = Actor(root, say)
+        actor = Actor(root, say, lambda: _one_thread(root))
         SCENARIOS[scenario].enter(actor)
         say({"op": "ready", "is": "done"})
         wait()
@@ -198,6 +209,9 @@ def _part(root: Path, scenario: str) -> Callable[[Callable[[Event], None], Calla
         except Exception as error:
             if not hasattr(error, "what"):  # a typed error was said by its step
                 raise
+            if again:
+                with suppress(LayerCacheError):  # said by its step
+                    actor.purge("a")
         finally:
             actor.close()
         say({"op": "acted", "is": "done"})
@@ -224,10 +238,10 @@ def _strace(life: _Life, log: Path, *options: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def _play(home: Path, scenario: str, *options: str) -> tuple[_Life, str, list[str]]:
+def _play(home: Path, scenario: str, *options: str, again: bool = False) -> tuple[_Life, str, list[str]]:
     """Play a scenario under strace; return the life, strace's log and the files of the root that stayed open."""
     root, log = home / "root", home / "strace.log"
-    life = _Life(_part(root, scenario))
+    life = _Life(_part(root, scenario, again=again))
     tracer: subprocess.Popen[bytes] | None = None
     try:
         life.until("ready")
@@ -306,6 +320,9 @@ def points(scenario: str, calls: list[Call], *, everything: bool) -> Iterator[Po
             continue  # a close that is injected does not close: only the kill is true to a lock
         if call.name == "flock":
             yield Point(scenario, call.name, call.number, "ENOLCK")
+        elif call.name == "fcntl":
+            if "F_SETLEASE" in call.arguments:  # somebody has it open; the kernel gives none here
+                yield from (Point(scenario, call.name, call.number, fault) for fault in ("EAGAIN", "EACCES", "EIO"))
         else:
             yield Point(scenario, call.name, call.number, "EIO")
             if call.name != "close":
@@ -327,12 +344,16 @@ def points(scenario: str, calls: list[Call], *, everything: bool) -> Iterator[Po
         yield Point(scenario, name, number + 1000, "KILL")
 
 
-def run(point: Point) -> Outcome:
-    """Play a scenario with one injection and say what is wrong afterwards."""
+def run(point: Point, *, finish: str = "open") -> Outcome:
+    """Play a scenario with one injection and say what is wrong afterwards.
+
+    What is left of a purge is finished by whoever opens the root next (``open``), or before that by the ``same``
+    process, which tries again, or by the command (``cli``).
+    """
     outcome = Outcome()
     with _home() as home:
         root = Path(home) / "root"
-        life, outcome.log, left = _play(Path(home), point.scenario, "-e", point.injection())
+        life, outcome.log, left = _play(Path(home), point.scenario, "-e", point.injection(), again=finish == "same")
         outcome.events = life.events
         outcome.injected = outcome.log.count("(INJECTED)") + outcome.log.count("+++ killed by SIGKILL")
         killed = "+++ killed by SIGKILL" in outcome.log
@@ -350,9 +371,12 @@ def run(point: Point) -> Outcome:
         # (A close that was injected did not close: what follows from that is the injection's doing.)
         if point.harmless and promises.errors and point.call != "close":
             outcome.findings.append(f"{point.fault} is no reason to fail: {'; '.join(promises.errors)}")
+        last = [event["is"] for event in outcome.events if event["op"] == "purge"][-1:]
+        if finish == "same" and not (killed or point.sticky) and last not in ([], ["done"]):
+            outcome.findings.append("the same process could not purge when it tried again")
         if point.fault == "EIO" and _refuses_the_last_close(outcome.log) and not promises.errors:
             outcome.findings.append("a file whose close failed was taken for durable")
-        looker = _Life(lambda say, _: _look(root, promises, say))
+        looker = _Life(lambda say, _: _look(root, promises, say, command=finish == "cli"))
         try:
             looker.until("looked")
             if looker.gone or looker.hung:
@@ -376,7 +400,10 @@ def _refuses_the_last_close(log: str) -> bool:
     return False
 
 
-def _look(root: Path, promises: Promises, say: Callable[[Event], None]) -> None:
+def _look(root: Path, promises: Promises, say: Callable[[Event], None], *, command: bool) -> None:
+    if command:
+        for finding in finish_purges(root):
+            say({"op": "wrong", "is": "done", "text": finding})
     disk = PosixDisk.open_root(root)
     for finding in examine(root, promises, disk=disk, boot=disk.boot):
         say({"op": "wrong", "is": "done", "text": finding})
@@ -388,6 +415,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.faults", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=sorted(SCENARIOS), help="one scenario")
     parser.add_argument("--point", help="replay CALL:NUMBER:FAULT")
+    parser.add_argument("--finish", choices=_FINISHES, default="open", help="who finishes what is left of a purge")
     parser.add_argument("--all", action="store_true", help="also the middle of what repeats")
     parser.add_argument("--shard", default="0/1", help="K/N: each N-th point, beginning with the K-th")
     options = parser.parse_args(arguments)
@@ -397,7 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
     warm()
     logging.disable()  # damage is what is looked for here
     if options.point:
-        return _replay(Point.parse(options.only or "put", options.point))
+        return _replay(Point.parse(options.only or "put", options.point), options.finish)
     part, of = map(int, options.shard.split("/"))
     started = time.monotonic()
     visited = total = untouched = 0
@@ -411,14 +439,14 @@ def main(arguments: list[str] | None = None) -> int:
             if total % of != part:
                 continue
             visited += 1
-            outcome = run(point)
+            outcome = run(point, finish=options.finish)
             untouched += not outcome.injected
             if outcome.injected == 0 and point.number < 1000:
                 outcome.findings.append("nothing was injected: the scenario took another way")
             if outcome.injected and point.number > 1000:
                 outcome.findings.append("there was a call after the last")
             if outcome.findings:
-                failed.append((point.command(), outcome.findings))
+                failed.append((f"{point.command()} --finish {options.finish}", outcome.findings))
         print(
             f"{name}: {len(calls)} calls, {visited - before[1]} points, {time.monotonic() - before[0]:.1f} s",
             file=sys.stderr,
@@ -432,8 +460,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _replay(point: Point) -> int:
-    outcome = run(point)
+def _replay(point: Point, finish: str) -> int:
+    outcome = run(point, finish=finish)
     print(outcome.log)
     for event in outcome.events:
         print(json.dumps(event))

@@ -3,6 +3,7 @@
     python -m tests.crash.power ext4                                     a sweep; prints what it covered
     python -m tests.crash.power xfs --only put --mode log --cut 12 3     one point: cut after the 12th change of the
                                                                          scenario, then after the recovery's 3rd
+    python -m tests.crash.power xfs --only purge --finish cli            the command finishes what is left of a purge
 
 Every life (the scenario, each recovery that is cut, the last look) is a process of its own that the cut ends, so that
 no clean-up of ours runs in it. Cut 0 means: let it come to its end, then cut.
@@ -25,7 +26,7 @@ from typing import Any
 from layercache.store import Store
 from layercache.store._disk import Dir, Disk, File, Handle, PosixDisk
 from tests.crash import loopfs
-from tests.crash.examine import examine, report
+from tests.crash.examine import examine, finish_purges, report
 from tests.crash.scenarios import SCENARIOS, Actor, Event, Promises, Scenario, read_events, untyped, warm, write_event
 
 __all__ = ["CutDisk", "Point", "deeper", "main", "points", "run"]
@@ -164,10 +165,18 @@ def prepare(image: loopfs.Image, scenario: Scenario) -> tuple[list[tuple[int, by
 
 
 def run(
-    image: loopfs.Image, base: list[tuple[int, bytes]], said: list[Event], point: Point, *, without: str = ""
+    image: loopfs.Image,
+    base: list[tuple[int, bytes]],
+    said: list[Event],
+    point: Point,
+    *,
+    without: str = "",
+    finish: str = "open",
 ) -> Outcome:
     """Play one chain of cuts from a prepared filesystem and say what is wrong at its end.
 
+    What is left of a purge is finished by whoever opens the root next (``open``), or before that by the command
+    (``cli``).
     ``without`` the flushes of ``files`` or ``directories`` the scenario is a wrong one, which must show.
     """
     scenario, root = SCENARIOS[point.scenario], image.place / "root"
@@ -194,6 +203,9 @@ def run(
         disks[0].cut()
 
     def recover(say: Callable[[Event], None], boot: int, cut_at: int) -> None:
+        if finish == "cli" and cut_at == 0:
+            for finding in finish_purges(root):
+                say({"op": "wrong", "is": "done", "text": finding})
         cutting, disk = _disk(root, boot)
         cutting.arm(point.mode.partition(":")[0], cut_at)
         store = Store(root, disk=disk)
@@ -270,7 +282,14 @@ class Coverage:
 
 
 def sweep(
-    image: loopfs.Image, names: list[str], *, seed: int, nested: int, shard: tuple[int, int], without: str = ""
+    image: loopfs.Image,
+    names: list[str],
+    *,
+    seed: int,
+    nested: int,
+    shard: tuple[int, int],
+    without: str = "",
+    finish: str = "open",
 ) -> Coverage:
     """Cut every scenario everywhere, and go deeper from each ``nested``-th cut.
 
@@ -289,11 +308,11 @@ def sweep(
             number += 1
             if number % shard[1] != shard[0]:
                 continue
-            outcome = run(image, base, said, point, without=without)
+            outcome = run(image, base, said, point, without=without, finish=finish)
             coverage.count(point, outcome)
             if nested and number // shard[1] % nested == 0:
                 for chain in deeper(point, outcome.changes[-1], rng=rng):
-                    coverage.count(chain, run(image, base, said, chain, without=without))
+                    coverage.count(chain, run(image, base, said, chain, without=without, finish=finish))
         print(
             f"{image.filesystem} {name}: {whole} changes, {coverage.chains - before[1]} chains of cuts,"
             f" {time.monotonic() - before[0]:.1f} s",
@@ -312,6 +331,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=int(time.time() // 86400))
     parser.add_argument("--nested", type=int, default=1, help="go deeper from each so many-th cut; 0 from none")
     parser.add_argument("--shard", default="0/1", help="K/N: each N-th cut, beginning with the K-th")
+    parser.add_argument(
+        "--finish", choices=("open", "cli"), default="open", help="who finishes what is left of a purge"
+    )
     parser.add_argument("--without", choices=sorted(_FLUSHES), default="", help="drop these flushes: it must show")
     options = parser.parse_args(arguments)
     if why := loopfs.unavailable(options.filesystem):
@@ -323,11 +345,18 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     with loopfs.Image(options.filesystem, place) as image:
         if options.cut:
-            return _replay(image, Point(options.filesystem, options.only or "put", options.mode, tuple(options.cut)))
+            point = Point(options.filesystem, options.only or "put", options.mode, tuple(options.cut))
+            return _replay(image, point, options.finish)
         part, of = map(int, options.shard.split("/"))
         names = [options.only] if options.only else [name for name in SCENARIOS if name != "get"]
         coverage = sweep(
-            image, names, seed=options.seed, nested=options.nested, shard=(part, of), without=options.without
+            image,
+            names,
+            seed=options.seed,
+            nested=options.nested,
+            shard=(part, of),
+            without=options.without,
+            finish=options.finish,
         )
     seconds = time.monotonic() - started
     report([(point.command(), findings) for point, findings in coverage.failed])
@@ -340,9 +369,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if coverage.failed else 0
 
 
-def _replay(image: loopfs.Image, point: Point) -> int:
+def _replay(image: loopfs.Image, point: Point, finish: str) -> int:
     base, said = prepare(image, SCENARIOS[point.scenario])
-    outcome = run(image, base, said, point)
+    outcome = run(image, base, said, point, finish=finish)
     for event in said + outcome.events:
         print(json.dumps(event))
     print(f"changes of each life that came to its end: {outcome.changes}")

@@ -206,7 +206,7 @@ class Actor:
 
     def purge(self, namespace: str) -> None:
         with self.step("purge", ns=namespace):
-            receipt = self.store.purge(name_of(namespace))
+            receipt = self.store.purge(name_of(namespace), wait=1.0)
             if receipt.level != "unlinked":
                 self._say(
                     {"op": "pending", "is": "done", "text": f"nobody reads, and the purge is only {receipt.level}"}
