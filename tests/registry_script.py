@@ -16,10 +16,13 @@ from layercache.registry._effects import (
     Head,
     LostError,
     Pause,
+    Recall,
     Receive,
     Release,
+    Remember,
     Send,
     Site,
+    Target,
 )
 from layercache.registry._url import Url, Zone
 from layercache.registry._wire import Headers
@@ -55,6 +58,8 @@ class Script:
         self.delivered: list[bytes] = []
         self.pauses: list[Pause] = []
         self.asked: list[Authorise] = []
+        self.remembered: dict[tuple[str, Digest], Target] = {}
+        self.lives: list[float] = []
         self.received = 0
         self._replies = list(replies)
         self._grants = list(grants)
@@ -117,6 +122,15 @@ class Script:
             assert not self._open, "the flow waited while a reply was open"
             self.pauses.append(effect)
             return len(self.pauses) <= self._patience
+        elif isinstance(effect, Recall):
+            assert not self._open
+            return self.remembered.get((effect.repository, effect.digest))
+        elif isinstance(effect, Remember):
+            key = (effect.repository, effect.digest)
+            self.remembered.pop(key, None)
+            if effect.target is not None:
+                self.remembered[key] = effect.target
+                self.lives.append(effect.life)
         elif isinstance(effect, Authorise):
             self.asked.append(effect)
             return self._grants.pop(0) if self._grants else None

@@ -40,7 +40,7 @@ from layercache.oci import (
     parse_document,
     parse_tag,
 )
-from layercache.registry import Anonymous, Credentials, Password, Registry
+from layercache.registry import Anonymous, Credentials, Pace, Password, Registry
 from layercache.registry._sockets import Patience
 from layercache.testing.images import build_image, layer_tar
 from layercache.testing.registry import (
@@ -678,6 +678,36 @@ def test_many_failures_leave_nothing_behind(scripted: ScriptedRegistry, client: 
     assert client.fetch(blob) == DATA
     assert time.monotonic() - start < 2
     assert _until(lambda: _descriptors() <= before + 4)
+    assert client.registry._upstreams[0].session().pace.lines.in_use == 0
+
+
+def test_one_who_transfers_much_keeps_nobody_else_waiting(scripted: ScriptedRegistry) -> None:
+    """One tenant with more huge blobs under way than there are connections, then fifty small pulls of others."""
+    gate, pace, name = threading.Event(), Pace(), Repository(scripted.host, NAME)
+    huge, small = put(scripted, DATA), [put(scripted, b"%d" % number) for number in range(50)]
+    scripted.fault(f"blobs/{huge.digest}", Hold(gate), times=None)
+
+    def fetch(registry: Registry, what: Descriptor) -> None:
+        assert Digest.of(b"".join(registry.fetch(name, what, control=Control(), ledger=Ledger()))) == what.digest
+
+    big = Registry(scripted.host, credentials=Anonymous(), pace=pace)
+    threads = [threading.Thread(target=fetch, args=(big, huge)) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    assert _until(lambda: scripted.count(f"blobs/{huge.digest}") == 16)
+    start = time.monotonic()
+    others = [Registry(scripted.host, credentials=Anonymous(), pace=pace) for _ in small]
+    try:
+        in_threads(50, lambda number: fetch(others[number], small[number]))
+        assert time.monotonic() - start < 10
+        assert scripted.count(f"blobs/{huge.digest}") == 16
+    finally:
+        gate.set()
+        for thread in threads:
+            thread.join()
+        for registry in (big, *others):
+            registry.close()
+    assert pace.lines.in_use == 0
 
 
 def test_many_threads_share_a_registry(scripted: ScriptedRegistry, client: Client) -> None:

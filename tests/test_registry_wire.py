@@ -10,6 +10,7 @@ from layercache.registry._wire import (
     Headers,
     Problem,
     backoff,
+    life_of,
     parse_basic,
     parse_challenges,
     parse_content_range,
@@ -277,3 +278,26 @@ def test_warnings_of_the_specification_are_read() -> None:
 def test_an_auth_entry_is_split_at_its_first_colon(text: str, expected: tuple[str, str] | None) -> None:
     """Base64 of ``user:password``; anything else makes no sense."""
     assert parse_basic(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "life"),
+    [
+        ("X-Amz-Date=20251124T155900Z&X-Amz-Expires=200&X-Amz-Signature=x", 110.0),
+        ("X-Amz-Date=20251124T160000Z&X-Amz-Expires=3600", 300.0),
+        ("x-goog-date=20251124T160000Z&x-goog-expires=90", 60.0),
+        ("Expires=1764000100&Signature=x&Key-Pair-Id=k", 70.0),
+        ("sv=2023&se=2025-11-24T16%3A01%3A40Z&sig=x", 70.0),
+        ("X-Amz-Date=20251124T150000Z&X-Amz-Expires=60", -3570.0),
+        ("", 60.0),
+        ("token=abc", 60.0),
+        ("X-Amz-Expires=60", 0.0),
+        ("X-Amz-Date=yesterday&X-Amz-Expires=60", 0.0),
+        ("Expires=inf", 0.0),
+        ("Expires=nan", 0.0),
+        ("se=soon", 0.0),
+    ],
+)
+def test_a_signed_url_says_how_long_it_may_be_used(query: str, life: float) -> None:
+    """Less a margin, and not above five minutes; one that makes no sense is not kept."""
+    assert life_of(query, 1_764_000_000.0) == life  # 2025-11-24T16:00:00Z

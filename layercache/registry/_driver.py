@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from layercache.control import Control
 from layercache.errors import RegistryError
 from layercache.metrics import Ledger
+from layercache.oci import Digest
 from layercache.registry._authority import Authority
 from layercache.registry._effects import (
     Authorise,
@@ -20,9 +21,12 @@ from layercache.registry._effects import (
     Grant,
     LostError,
     Pause,
+    Recall,
     Receive,
     Release,
+    Remember,
     Send,
+    Target,
 )
 from layercache.registry._pace import Pace
 from layercache.registry._wire import Headers, parse_warnings
@@ -35,6 +39,7 @@ __all__ = ["Driver", "Session"]
 T = TypeVar("T")
 
 _log = logging.getLogger("layercache.registry")
+_MOST_TARGETS = 1024
 _MOST_WARNINGS = 4096  # characters of warnings that a registry may put into our log
 
 
@@ -48,7 +53,27 @@ class Session:
         self.pace = pace
         self._lock = threading.Lock()
         self._warned: set[str] = set()
+        self._targets: dict[tuple[str, Digest], tuple[Target, float]] = {}
         self._characters = 0
+
+    def recall(self, ask: Recall) -> Target | None:
+        """Where the registry sent the last request for a blob, if that may still be used."""
+        with self._lock:
+            target, until = self._targets.get((ask.repository, ask.digest), (None, 0.0))
+        return target if self.pace.now() < until else None
+
+    def remember(self, what: Remember) -> None:
+        """Keep, or forget, where the registry sent a request to."""
+        key, now = (what.repository, what.digest), self.pace.now()
+        with self._lock:
+            if what.target is None:
+                self._targets.pop(key, None)
+                return
+            if len(self._targets) >= _MOST_TARGETS:
+                self._targets = {k: kept for k, kept in self._targets.items() if kept[1] > now}
+            if len(self._targets) >= _MOST_TARGETS:
+                self._targets.clear()
+            self._targets[key] = (what.target, now + what.life)
 
     def note_warnings(self, host: str, headers: Headers) -> None:
         """Log the warnings of a reply (distribution-spec, "Warnings"), each text once."""
@@ -115,6 +140,7 @@ class _Turn:
         self._stage = stage
         self._reply: Reply | None = None
         self._host = ""
+        self._line = ""  # the host that a connection of the budget is taken for
         self._entered = 0.0
 
     def perform(self, effect: Effect) -> object:
@@ -129,14 +155,24 @@ class _Turn:
             return None
         if isinstance(effect, Pause):
             return self._pause(effect)
+        if isinstance(effect, Recall):
+            return self._session.recall(effect)
+        if isinstance(effect, Remember):
+            self._session.remember(effect)
+            return None
         if isinstance(effect, Authorise):
             return self._authorise(effect)
         raise AssertionError(f"unknown effect {type(effect).__name__}")
 
     def release(self) -> None:
         reply, self._reply = self._reply, None
-        if reply is not None:
-            reply.release()
+        try:
+            if reply is not None:
+                reply.release()
+        finally:
+            line, self._line = self._line, ""
+            if line and self._session.pid == os.getpid():  # else it is the parent's
+                self._session.pace.lines.give(line, self._session)
 
     def _send(self, request: Send) -> object:
         self.release()
@@ -145,10 +181,18 @@ class _Turn:
         if pace.is_shut(host):
             with self._ledger.span("wait"):
                 pace.enter(host, self._control)
+        if not pace.lines.take_now(host, self._session):
+            with self._ledger.span("wait"):
+                pace.lines.take(host, self._session, self._control)
+        self._line = host
         self._entered = pace.now()
         self._ledger.request()
-        with self._ledger.span(self._stage):
-            self._reply = self._session.transport.send(request, self._control)
+        try:
+            with self._ledger.span(self._stage):
+                self._reply = self._session.transport.send(request, self._control)
+        except BaseException:
+            self.release()
+            raise
         head = self._reply.head
         if head.status < 400:
             pace.served(host)

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
+from layercache.oci import Digest
 from layercache.registry._url import Url, Zone
 from layercache.registry._wire import Challenge, Headers
 
@@ -23,10 +24,13 @@ __all__ = [
     "Head",
     "LostError",
     "Pause",
+    "Recall",
     "Receive",
     "Release",
+    "Remember",
     "Send",
     "Site",
+    "Target",
 ]
 
 
@@ -150,13 +154,39 @@ class Authorise:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Where a registry sent a request for a blob: the URL, which is a secret, and how near it may lie."""
+
+    url: Url
+    reach: Zone | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """The :class:`Target` remembered for a blob of ``repository``, or ``None``."""
+
+    repository: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep ``target`` for a blob for ``life`` seconds; ``None`` forgets."""
+
+    repository: str
+    digest: Digest
+    target: Target | None
+    life: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Deliver:
     """Hand bytes to the caller."""
 
     data: bytes = field(repr=False)
 
 
-Effect = Send | Receive | Release | Pause | Authorise | Deliver
+Effect = Send | Receive | Release | Pause | Authorise | Recall | Remember | Deliver
 T = TypeVar("T")
 Flow = Generator[Effect, Any, T]
 

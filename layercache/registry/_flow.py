@@ -29,10 +29,24 @@ from layercache.oci import (
     Tag,
     parse_document,
 )
-from layercache.registry._effects import Authorise, Deliver, Flow, Grant, Head, LostError, Pause, Receive, Release, Site
+from layercache.registry._effects import (
+    Authorise,
+    Deliver,
+    Flow,
+    Grant,
+    Head,
+    LostError,
+    Pause,
+    Recall,
+    Receive,
+    Release,
+    Remember,
+    Site,
+    Target,
+)
 from layercache.registry._follow import PIECE, Hop, coding, delay_of, follow, problem_of, refusal, small_body
 from layercache.registry._token import RETRYABLE
-from layercache.registry._wire import Headers, Problem, parse_challenges, parse_content_range
+from layercache.registry._wire import Headers, Problem, life_of, parse_challenges, parse_content_range, parse_date
 
 __all__ = ["Document", "document", "fetch", "resolve"]
 
@@ -304,7 +318,8 @@ def fetch(
 ) -> Flow[None]:
     """Deliver bytes of a blob in order, starting at ``offset``; after a break go on where it broke.
 
-    Each connection starts at the registry: the storage it redirected to may have become invalid.
+    Where the registry redirected to is remembered for as long as it says, and gone to straight; what is refused there
+    is asked of the registry again.
     Nothing is delivered beyond ``descriptor.size``; whether the bytes are the right ones is for the receiver to check.
     ``parent`` is a manifest that led here, best by tag: a pull-through cache knows a blob only after its manifest.
 
@@ -325,21 +340,24 @@ def fetch(
         ranged = ranges and (at > 0 or end < size)
         # No If-Range: the digest tells whether it is the same content, and a mirror's tag may differ for equal bytes.
         headers = {**_PLAIN, "Accept": "*/*", **({"Range": f"bytes={at}-{end - 1}"} if ranged else {})}
-        try:
-            hop, _ = yield from ask(
-                site,
-                "GET",
-                f"{repository.name}/blobs/{descriptor.digest}",
-                headers,
-                repository=repository.name,
-                what=what,
-                accept=(200, 206, 416) if ranged else (200,),
-            )
-        except NotFoundError:
-            if parent is None or not (yield from _touch(site, repository, parent)):
-                raise
-            parent = None
-            continue
+        accept = (200, 206, 416) if ranged else (200,)
+        hop = yield from _straight(site, repository, descriptor.digest, headers, accept)
+        if hop is None:
+            path = f"{repository.name}/blobs/{descriptor.digest}"
+            try:
+                hop, _ = yield from ask(
+                    site, "GET", path, headers, repository=repository.name, what=what, accept=accept
+                )
+            except NotFoundError:
+                if parent is None or not (yield from _touch(site, repository, parent)):
+                    raise
+                parent = None
+                continue
+            if hop.left:
+                now = parse_date(hop.head.headers.get("date"))
+                life = life_of(hop.url.query, hop.head.at if now is None else now)
+                target = Target(hop.url, hop.reach)
+                yield Remember(repository.name, descriptor.digest, target if life > 0 else None, life)
         if hop.head.status != 200:
             fault = _partial_fault(hop.head, at, end, size)
             if fault:
@@ -379,6 +397,8 @@ def fetch(
         if at == end:
             return
         gained = at - before
+        if not gained and hop.left:  # another address, perhaps: the registry chooses
+            yield Remember(repository.name, descriptor.digest, None)
         misses = 0 if gained else misses + 1
         scanty = 0 if gained >= PIECE else scanty + 1
         go_on = misses < _MISSES and scanty < _SCANTY
@@ -392,6 +412,24 @@ def fetch(
             f"{what}: {lost.reason} at byte {at} of {size}, {'repeatedly' if scanty > 1 else 'once'}",
             host=hop.url.authority,
         ) from lost
+
+
+def _straight(
+    site: Site, repository: Repository, digest: Digest, headers: Mapping[str, str], accept: Collection[int]
+) -> Flow[Hop | None]:
+    """Reply of where the registry sent the last request for this blob; ``None`` if it is to be asked (again)."""
+    target: Target | None = yield Recall(repository.name, digest)
+    if target is None:
+        return None
+    try:
+        hop = yield from follow("GET", target.url, headers, home=site.base, reach=target.reach, grant=None)
+    except (LostError, RegistryError):
+        hop = None
+    if hop is not None and hop.head.status in accept and hop.head.status != 416:
+        return Hop(hop.head, hop.url, True, hop.reach)
+    yield Release()
+    yield Remember(repository.name, digest, None)  # expired, as a rule
+    return None
 
 
 def _partial_fault(head: Head, first: int, end: int, size: int) -> str:

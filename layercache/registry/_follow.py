@@ -34,11 +34,12 @@ _HOPS = 10
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """Where a request ended: its open reply, the URL that gave it, and whether that is beyond the first origin."""
+    """Where a request ended: its open reply, the URL that gave it and its reach, whether that is beyond the origin."""
 
     head: Head
     url: Url
     left: bool
+    reach: Zone | None = None
 
 
 def follow(
@@ -73,7 +74,7 @@ def follow(
             form=form,
         )
         if head.status not in (301, 302, 303, 307, 308) or method not in ("GET", "HEAD"):
-            return Hop(head, url, left)
+            return Hop(head, url, left, reach)
         locations = head.headers.all("location")
         yield Release()
         if len(locations) != 1:

@@ -1,4 +1,4 @@
-"""How fast to come back to a host that said no: a gate for everybody, a budget of repetitions."""
+"""How fast to come at a host: a gate for everybody where it said no, a budget of repetitions, one of connections."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from layercache.control import Control
+from layercache.registry._lines import Lines
 from layercache.registry._wire import backoff
 
 __all__ = ["Pace"]
@@ -29,7 +30,10 @@ class _Host:
 
 
 class Pace:
-    """Waits that the hosts of one registry have asked for, kept by all threads. Seconds on a monotonic clock."""
+    """Waits that hosts have asked for, kept by all threads. Seconds on a monotonic clock.
+
+    ``lines`` is the budget of connections, which goes with them: both are about hosts and hold for all tenants.
+    """
 
     def __init__(
         self,
@@ -38,6 +42,7 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        self.lines = Lines()
         self._first = first
         self._clock = clock
         self._jitter = jitter

@@ -10,9 +10,12 @@ import base64
 import binascii
 import email.utils
 import json
+import math
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 __all__ = [
     "Challenge",
@@ -21,6 +24,7 @@ __all__ = [
     "Problem",
     "Token",
     "backoff",
+    "life_of",
     "parse_challenges",
     "parse_content_range",
     "parse_problem",
@@ -188,6 +192,39 @@ def parse_retry_after(value: str, *, now: float) -> float | None:
     if date is None or date <= now:
         return None
     return date - now
+
+
+# --- signed URLs ---
+
+
+_LONGEST_LIFE = 300.0  # as long as an answer of a credential helper: a right that was taken away ends with it
+_UNKNOWN_LIFE = 60.0
+_LIFE_MARGIN = 30.0
+_STAMP = "%Y%m%dT%H%M%SZ"
+
+
+def life_of(query: str, now: float) -> float:
+    """Seconds from ``now`` (Unix time) for which a URL with this query may be used again; not above 0 where it is over.
+
+    Read are the forms of Amazon (also CloudFront's ``Expires``), Google and Azure. One that does not say when it ends
+    is taken to be good for a minute: who signed it will refuse it, which costs one request.
+    """
+    asked = {name.lower(): value for name, value in urllib.parse.parse_qsl(query)}
+    end: float | None = None
+    try:
+        for vendor in ("x-amz", "x-goog"):
+            if f"{vendor}-expires" in asked:
+                signed = datetime.strptime(asked[f"{vendor}-date"], _STAMP).replace(tzinfo=UTC)
+                end = signed.timestamp() + float(asked[f"{vendor}-expires"])
+        if end is None and "expires" in asked:
+            end = float(asked["expires"])
+        elif end is None and "se" in asked:
+            end = datetime.fromisoformat(asked["se"]).timestamp()
+    except (KeyError, ValueError, OverflowError):
+        return 0.0
+    if end is None:
+        return _UNKNOWN_LIFE
+    return min(_LONGEST_LIFE, end - now - _LIFE_MARGIN) if math.isfinite(end) else 0.0
 
 
 def parse_date(value: str) -> float | None:

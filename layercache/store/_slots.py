@@ -278,8 +278,11 @@ class Slots:
             with self._failing_alone(), self.locked(slot, create=True, patience=0.0):
                 if self._disk.stat(self._trash, generation_name(slot, generation)) is None:
                     purge = self._purge_of(slot, generation)
-                    if purge.empty():
-                        purge.record("unlinked")
+                    try:
+                        if purge.empty():
+                            purge.record("unlinked")
+                    finally:
+                        purge.close()
 
     def unaccounted(self, receipts: Iterable[Receipt]) -> Iterator[str]:
         """Yield which generations have ended, as their slots say, and what their receipts lack."""
