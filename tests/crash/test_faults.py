@@ -22,3 +22,14 @@ def test_every_call_may_fail_or_be_the_last(record_property):
         for lane in range(_LANES)
     ]
     sweeps.finish(lanes, record_property)
+
+
+@pytest.mark.parametrize("finish", ["same", "cli"])
+def test_whoever_comes_finishes_a_purge(finish, record_property):
+    """Also the process that met the fault, when it tries again, and the command: the receipts are then whole."""
+    everything = ["--all"] if sweeps.SOAK else []
+    share = sweeps.shard(4 * sweeps.FAULT_DAYS)
+    sweeps.finish(
+        [sweeps.start("tests.crash.faults", "--only", "purge", "--finish", finish, "--shard", share, *everything)],
+        record_property,
+    )

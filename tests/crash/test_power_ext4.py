@@ -35,3 +35,11 @@ def test_a_full_disk_still_lets_go(record_property):
 def test_a_read_only_filesystem_is_read_from_and_written_to_when_it_can_be(record_property):
     """A store opened on a read-only mount refuses to write with a typed error, and goes on writing by itself later."""
     sweeps.finish([sweeps.start("tests.crash.readonly", "ext4")], record_property)
+
+
+def test_the_command_finishes_a_purge_that_a_power_cut_ended(record_property):
+    """Nothing is left in trash, every ended generation has its receipt, and the chain is whole."""
+    share = ["--shard", sweeps.shard(sweeps.POWER_DAYS), "--nested", "1" if sweeps.SOAK else "0"]
+    sweeps.finish(
+        [sweeps.start("tests.crash.power", "ext4", "--only", "purge", "--finish", "cli", *share)], record_property
+    )
