@@ -24,6 +24,7 @@ from layercache import LayerCache
 from layercache.errors import NamespacePurgedError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest
 from layercache.store import Generation, NamespaceName, Receipt, Store, _errand, _kernel, _purge
+from layercache.store._chain import Chain
 from layercache.store._erase import erase
 
 NAME = NamespaceName("acme/endpoint-7")
@@ -412,6 +413,29 @@ def test_receipts_fit_the_schema(store, root, chain):
     assert b"acme" not in chain.read_bytes()
     assert [one.number for one in store.receipts()] == [1, 2, 3, 4]
     assert store.verify_receipts().problems == ()
+
+
+def test_a_record_on_its_way_is_no_problem(store, root, monkeypatch):
+    """Who examines the chain between the last rmdir of a purge and its record is told nothing wrong."""
+    descriptor = put(store, b"data")
+    generation = living(store)
+    blob = generation.open(descriptor.digest)
+    assert store.purge(NAME, wait=0.0).level == "fenced"
+    until(lambda: [one.level for one in store.receipts()], bool)
+    append, entered, go_on = Chain.append, threading.Event(), threading.Event()
+
+    def slow(self, receipt):
+        entered.set()
+        assert go_on.wait(30)
+        return append(self, receipt)
+
+    monkeypatch.setattr(Chain, "append", slow)
+    blob.close()
+    assert entered.wait(30)
+    assert not list(root.glob("trash/*"))
+    assert store.verify_receipts().problems == ()
+    go_on.set()
+    generation.close()
 
 
 @pytest.mark.parametrize("at", range(4))

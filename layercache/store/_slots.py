@@ -298,10 +298,20 @@ class Slots:
                 hidden = self._disk.stat(self._trash, generation_name(slot, number)) is not None
                 if found is None:
                     yield f"generation {number} of {slot} has ended without a receipt"
-                elif not found.ends and not hidden:
+                elif not found.ends and not hidden and not self._just_ended(slot, number):
                     yield f"generation {number} of {slot} is gone and no receipt says so; purge --resume adds it"
                 elif found.ends and hidden:
                     yield f"generation {number} of {slot} is not gone, and a receipt says so"
+
+    def _just_ended(self, slot: Slot, generation: int) -> bool:
+        """Tell whether somebody is about to record that a generation is gone, or has done so just now."""
+        slot_dir = self._disk.dir(self._slots, slot)
+        try:
+            if not self._disk.lock(slot_dir, exclusive=False):
+                return True
+        finally:
+            self._disk.close(slot_dir)
+        return any(one.ends and (one.slot, one.generation) == (slot, generation) for one in self._place.chain.read())
 
     def discard(self, folder: str) -> None:
         """Remove the directory of a generation that does not live, of a slot whose lock is held. Without a receipt."""
