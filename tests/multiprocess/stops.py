@@ -52,7 +52,10 @@ _VERBS = (
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Who is stopped before which of his calls, whether he goes on, and how long the purge waits."""
+    """Who is stopped before which of his calls, whether he goes on, and how long the purge waits.
+
+    A reader's calls below zero count from where he has the blob open.
+    """
 
     number: int
     role: Role
@@ -66,6 +69,8 @@ class Round:
         roles: tuple[Role, ...] = ("reader", "writer", "purger", "reader", "purger", "open", "mapped", "fork")
         role = roles[number % len(roles)]
         at = rng.randint(1, _STEPS.get(role, 1))
+        if role == "reader" and rng.random() < 0.6:
+            at = -rng.randint(1, 8)  # while it reads, not on the way there
         return Round(number, role, at, rng.random() < 0.3, rng.choice((0.0, 0.1, 0.3)))
 
 
@@ -128,10 +133,9 @@ def _say(into: int, what: dict[str, Any]) -> None:
     os.write(into, json.dumps(what).encode() + b"\n")
 
 
-def _stopping(root: Path, at: int) -> PosixDisk:
-    """Return a disk whose process stops before that call."""
+def _stopping(root: Path, left: list[int]) -> PosixDisk:
+    """Return a disk whose process stops when so many calls are left that there is none."""
     disk = PosixDisk.open_root(root)
-    left = [at]
 
     def counted(verb: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
@@ -169,10 +173,12 @@ def _put(store: Store, data: bytes) -> Digest:
 
 
 def _read(root: Path, at: int, say: Callable[..., None]) -> None:
-    store = Store(root, disk=_stopping(root, at))
+    left = [at]
+    store = Store(root, disk=_stopping(root, left))
     generation = _generation(store)
     try:
         with generation.open(Digest.of(_DATA)) as blob:
+            left[0] = -at if at < 0 else left[0]
             for _ in range(8):
                 began = generation.generation
                 if blob.pread(100_000, 1000) != _DATA[100_000:101_000]:
@@ -188,7 +194,7 @@ def _read(root: Path, at: int, say: Callable[..., None]) -> None:
 
 
 def _write(root: Path, at: int, say: Callable[..., None]) -> None:
-    store = Store(root, disk=_stopping(root, at))
+    store = Store(root, disk=_stopping(root, [at]))
     try:
         _put(store, _MORE)
         say(put=True)
@@ -199,7 +205,7 @@ def _write(root: Path, at: int, say: Callable[..., None]) -> None:
 
 
 def _purge(root: Path, at: int, say: Callable[..., None]) -> None:
-    store = Store(root, disk=_stopping(root, at))
+    store = Store(root, disk=_stopping(root, [at]))
     try:
         say(receipt=store.purge(_NAME, wait=20.0).level)
     except LayerCacheError as error:
