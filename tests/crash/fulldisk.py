@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from layercache.errors import LayerCacheError, NoSpaceError, NotFoundError
-from layercache.store import Generation, Store
+from layercache.store import Generation, Store, _chain
 from tests.crash import loopfs
 from tests.crash.examine import stray
 from tests.crash.scenarios import Actor, Event, content, descriptor, name_of, warm
@@ -121,6 +121,7 @@ def cycle(place: Path) -> Iterator[str]:
     drain(ballast)
     again = Store(root)
     again.recover()
+    yield from again.verify_receipts().problems
     again.close()
     yield from stray(root, "", quarantined=False)
     yield from (event["text"] for event in events if event["op"] == "wrong")
@@ -164,6 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     warm()
     logging.disable()
+    _chain._SEGMENT, _chain._ROOM = 8192, 4096  # every few cycles the receipts go on in a new file
     started = time.monotonic()
     findings: list[str] = []
     frees: list[int] = []
