@@ -303,11 +303,10 @@ def _held(store: Store, other: _Other, plan: Round, outcome: Outcome) -> Iterato
 
 def _timed(store: Store, plan: Round, outcome: Outcome) -> str:
     began = time.monotonic()
-    try:
-        return store.purge(_NAME, wait=plan.wait).level
-    finally:
-        outcome.back = time.monotonic()
-        outcome.late = outcome.back - began - plan.wait
+    level = store.purge(_NAME, wait=plan.wait).level
+    outcome.back = time.monotonic()
+    outcome.late = outcome.back - began - plan.wait
+    return level
 
 
 def _finished(root: Path, store: Store) -> Iterator[str]:
