@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -99,7 +100,9 @@ class Generation:
             raise
         self._slot_dir, _, self.incoming, blobs, metas, self._refs, self._locks, self._bad = opened
         self._blobs, self._meta = Shards(disk, blobs), Shards(disk, metas)
-        self._opened = opened
+        # Also for who drops a handle without closing it: its directories, and above all its key, must not stay.
+        self._finalizer = weakref.finalize(self, _let_go, disk, opened, form)
+        self._finalizer.atexit = False
 
     # -- the fence
 
@@ -324,11 +327,7 @@ class Generation:
 
     def close(self) -> None:
         """Close the directories. Open blobs stay open."""
-        opened, self._opened = self._opened, []
-        for handle in opened:
-            self.disk.close(handle)
-        if opened:
-            self.form.close()
+        self._finalizer()
 
     # -- for the other rooms of the store
 
@@ -470,3 +469,9 @@ class Generation:
             except FileNotFoundError:
                 return
             self.disk.sync(metas)
+
+
+def _let_go(disk: Disk, opened: list[Dir], form: Form) -> None:
+    for handle in opened:
+        disk.close(handle)
+    form.close()

@@ -1,6 +1,8 @@
 """Where the keys of sealed generations are: one a generation, in a file on a tmpfs, bound to its root and its boot.
 
-Whoever has loaded one holds a shared lock on its file. A reboot takes the file, and with it all that was sealed.
+Whoever has loaded one has the generation's file ``key`` open, locked shared: so a purge, which unlinks that file last
+and only when nobody has it open, knows by the kernel's word that nobody has the key. A reboot takes the file on the
+tmpfs, and with it all that was sealed.
 """
 
 from __future__ import annotations
@@ -8,17 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 from layercache.errors import FormatError, SealError
 from layercache.store import _secret
-from layercache.store._disk import Dir, Disk, File
-from layercache.store._files import fresh, read_record, write_small
+from layercache.store._disk import Dir, Disk
+from layercache.store._files import fresh, read_record
 from layercache.store._layout import KEY
-from layercache.store._memory import open_memory, refuse_swap, usual_place
+from layercache.store._memory import open_memory, refuse_swap, swapped_out, usual_place
 from layercache.store._seal import SealedForm
 from layercache.store._secret import Key
 
@@ -26,6 +28,7 @@ __all__ = ["KeyRecord", "Keys", "need_extra"]
 
 _MAGIC = b"LCkey_1\n"
 _ID = re.compile(r"[0-9a-f]{64}")
+_SIZE = 32
 
 
 def need_extra() -> None:
@@ -39,15 +42,20 @@ def need_extra() -> None:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """The file ``key`` of a sealed generation: which key, of which boot, kept where. No part of the key is in it."""
+    """The file ``key`` of a sealed generation: which key, of which boot, kept where. No part of the key is in it.
+
+    ``swapped`` counts the pages that the machine had written to swap when the key was made; -1: not known.
+    """
 
     id: str
     boot: str
     place: str
+    swapped: int = -1
 
     def pack(self) -> bytes:
         """Return it as stored."""
-        return json.dumps({"seal": "ephemeral", "id": self.id, "boot": self.boot, "place": self.place}).encode() + b"\n"
+        fields = {"seal": "ephemeral", "id": self.id, "boot": self.boot, "place": self.place, "swapped": self.swapped}
+        return json.dumps(fields).encode() + b"\n"
 
     @staticmethod
     def read(disk: Disk, folder: Dir) -> KeyRecord | None:
@@ -61,7 +69,9 @@ class KeyRecord:
             fields = json.loads(read_record(disk, folder, KEY) or b"")
             if fields["seal"] != "ephemeral" or not _ID.fullmatch(fields["id"]):
                 raise FormatError("the key record of a namespace is of another kind", hint="use a newer version")
-            return KeyRecord(str(fields["id"]), str(fields["boot"]), str(fields["place"]))
+            return KeyRecord(
+                str(fields["id"]), str(fields["boot"]), str(fields["place"]), int(fields.get("swapped", -1))
+            )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError("the key record of a namespace is damaged", hint="purge the namespace") from error
 
@@ -85,21 +95,26 @@ class Keys:
         need_extra()
         if self._real:
             refuse_swap()
-        record = KeyRecord(fresh(self._disk).hex(), self._disk.boot, usual_place())
+        record = KeyRecord(fresh(self._disk).hex(), self._disk.boot, usual_place(), self._swapped())
         memory = self._memory(record.place, True)
         if memory is None:
             raise SealError("there is no directory for keys")
         try:
-            write_small(memory, memory.root, record.id, self._head(generation) + fresh(self._disk))
+            file = memory.create(memory.root, record.id)
+            try:
+                memory.lock(file, exclusive=False)  # no sweep takes it before the generation's record names it
+                secret = bytearray(fresh(self._disk))
+                memory.write(file, self._head(generation) + secret, 0)
+            except BaseException:
+                memory.close(file)
+                raise
         finally:
             memory.close(memory.root)
-        form = self.load(record, generation)
-        if form is None:
-            raise SealError("the key went while it was made", hint="look at what clears the directory for keys")
-        return record, form
+        key = Key(record.id, secret, release=lambda: memory.close(file))
+        return record, SealedForm(key, generation, fresh=lambda: fresh(self._disk))
 
-    def load(self, record: KeyRecord, generation: str) -> SealedForm | None:
-        """Return the form under a generation's key; ``None`` where the key is gone for good.
+    def load(self, folder: Dir, record: KeyRecord, generation: str) -> SealedForm | None:
+        """Return the form under the key of a generation, whose directory is open; ``None`` where the key is gone.
 
         :raises SealError: where it may be there and cannot be had now.
         """
@@ -108,27 +123,16 @@ class Keys:
             return None
         if self._real:
             refuse_swap()
-        memory = self._memory(record.place, False)
-        if memory is None:
-            return None
         try:
-            file = memory.open(memory.root, record.id)
-        except FileNotFoundError:
+            # Before the key itself is looked at: from here on no purge takes it for one that nobody has.
+            holding = self._disk.open(folder, KEY)
+        except (FileNotFoundError, BlockingIOError):
+            return None  # a purge is at it, or was
+        secret = self._secret(record, generation) if self._disk.lock(holding, exclusive=False) else None
+        if secret is None:
+            self._disk.close(holding)
             return None
-        finally:
-            memory.close(memory.root)
-        return self._loaded(memory, file, record, generation)
-
-    def _loaded(self, memory: Disk, file: File, record: KeyRecord, generation: str) -> SealedForm | None:
-        head = self._head(generation)
-        raw = bytearray(len(head) + 32)
-        locked = memory.lock(file, exclusive=False)
-        if not locked or memory.read(file, raw, 0) < len(raw) or raw[: len(head)] != head:
-            memory.close(file)
-            return None  # a purge has it, or had it
-        secret = raw[len(head) :]
-        raw[:] = bytes(len(raw))
-        key = Key(record.id, secret, release=lambda: memory.close(file))
+        key = Key(record.id, secret, release=lambda: self._disk.close(holding))
         return SealedForm(key, generation, fresh=lambda: fresh(self._disk))
 
     def keyless(self, generation: str) -> SealedForm:
@@ -147,32 +151,115 @@ class Keys:
         finally:
             memory.close(memory.root)
 
-    def forget(self, record: KeyRecord) -> tuple[int, ...] | None:
-        """Wipe a key in this process and destroy its file; return the processes that still have it.
+    def forget(self, record: KeyRecord, generation: str) -> Callable[[], None] | None:
+        """Wipe a key in this process and in its file: nobody can load it any more. Once more is nothing.
 
-        ``None`` where it cannot be said: memory may have reached a disk. An empty result means: no copy of it is left.
+        Returns ``None`` where it cannot be said that this was the last copy but for those in processes that have the
+        generation's ``key`` open: its file is of another boot or not to be seen from here, or memory went to a disk
+        since it was made. Else, what removes the wiped file, to be called when a receipt has said so: until then the
+        file lets another process say it.
+
+        :raises SealError: (or ``OSError``) where the file is there and cannot be reached.
         """
         _secret.forget(record.id)
-        if record.boot == self._disk.boot and (memory := self._memory(record.place, False)) is not None:
+        if record.boot != self._disk.boot or (memory := self._memory(record.place, False)) is None:
+            return None
+        head = self._head(generation)
+        try:
+            if memory.stat(memory.root, record.id) is None:
+                return None  # who knows by whom; another container may see another tmpfs under this name
+            file = memory.create(memory.root, record.id, exist_ok=True)
             try:
-                with suppress(FileNotFoundError):
-                    file = memory.create(memory.root, record.id, exist_ok=True)
-                    try:
-                        memory.truncate(file, 0)
-                        if not memory.lock(file, exclusive=True):
-                            # Its name stays, empty, until the last one has let go of the key: then it can be said.
-                            return memory.holders(frozenset({memory.fstat(file).inode}), but=file)
-                        memory.remove(memory.root, record.id)
-                    finally:
-                        memory.close(file)
+                raw = bytearray(len(head))
+                if memory.read(file, raw, 0) < len(raw) or raw != head:
+                    return None
+                memory.write(file, bytes(_SIZE), len(head))
+                memory.truncate(file, len(head))
+            finally:
+                memory.close(file)
+        finally:
+            memory.close(memory.root)
+        return (lambda: self._remove(record)) if self._kept_off_disks(record) else None
+
+    def sweep(self, records: Callable[[], Iterable[KeyRecord]]) -> int:
+        """Remove the key files of this root that no generation's record names; return how many.
+
+        ``records`` reads those that there are now.
+        """
+        known = list(records())
+        removed = 0
+        for place in sorted({usual_place(), *(record.place for record in known if record.boot == self._disk.boot)}):
+            try:
+                memory = self._memory(place, False)
+            except SealError:
+                continue
+            if memory is None:
+                continue
+            try:
+                for name in sorted(set(memory.names(memory.root)) - {record.id for record in known}):
+                    with suppress(OSError):
+                        removed += self._sweep(memory, name, records)
             finally:
                 memory.close(memory.root)
+        return removed
+
+    def _sweep(self, memory: Disk, name: str, records: Callable[[], Iterable[KeyRecord]]) -> bool:
+        if not _ID.fullmatch(name):
+            return False
+        file = memory.open(memory.root, name)
+        try:
+            start = _MAGIC + self._root
+            raw = bytearray(len(start))
+            if memory.read(file, raw, 0) < len(raw) or raw != start or not memory.lock(file, exclusive=True):
+                return False
+            # With the lock in hand: whoever made it just now has let go of it after its record was there.
+            if any(record.id == name for record in records()):
+                return False
+            memory.remove(memory.root, name)
+            return True
+        finally:
+            memory.close(file)
+
+    def _secret(self, record: KeyRecord, generation: str) -> bytearray | None:
+        memory = self._memory(record.place, False)
+        if memory is None:
+            return None
+        head = self._head(generation)
+        raw = bytearray(len(head) + _SIZE)
+        try:
+            file = memory.open(memory.root, record.id)
+            try:
+                count = memory.read(file, raw, 0)
+            finally:
+                memory.close(file)
+        except FileNotFoundError:
+            return None
+        finally:
+            memory.close(memory.root)
+        secret = raw[len(head) :]
+        whole = count == len(raw) and raw[: len(head)] == head
+        raw[:] = bytes(len(raw))
+        return secret if whole else None
+
+    def _remove(self, record: KeyRecord) -> None:
+        if (memory := self._memory(record.place, False)) is not None:
+            try:
+                with suppress(FileNotFoundError):
+                    memory.remove(memory.root, record.id)
+            finally:
+                memory.close(memory.root)
+
+    def _kept_off_disks(self, record: KeyRecord) -> bool:
+        """Tell whether no page of memory has gone to swap since the key was made, nor can just now."""
         try:
             if self._real:
                 refuse_swap()
         except SealError:
-            return None
-        return ()
+            return False
+        return record.swapped >= 0 and self._swapped() == record.swapped
+
+    def _swapped(self) -> int:
+        return swapped_out() if self._real else 0
 
     def _head(self, generation: str) -> bytes:
         return _MAGIC + self._root + hashlib.sha256(f"{self._disk.boot} {generation}".encode()).digest()

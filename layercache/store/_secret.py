@@ -17,12 +17,12 @@ __all__ = ["Context", "Key", "forget"]
 
 # Every key of this process, so that a purge finds those of other handles and a forked child can wipe its copies.
 _keys: weakref.WeakSet[Key] = weakref.WeakSet()
-_keys_lock = threading.Lock()
+_keys_lock = threading.RLock()
 
 
 def _wipe_copies() -> None:
     global _keys_lock  # noqa: PLW0603 - the parent may have held it in another thread
-    _keys_lock = threading.Lock()
+    _keys_lock = threading.RLock()
     for key in list(_keys):
         key.wipe()
     _keys.clear()
@@ -65,7 +65,7 @@ class Key:
         self.name = name
         self._raw = raw
         self._release = release
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may drop a user in the middle of a call
         self._users = 1
         self._derived: list[bytearray] = []
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()

@@ -369,7 +369,7 @@ class Store:
             try:
                 raw, record = read_small(self._disk, folder, NAME), KeyRecord.read(self._disk, folder)
                 if record is not None:
-                    form = self._keys.load(record, generation_name(slot, state.generation))
+                    form = self._keys.load(folder, record, generation_name(slot, state.generation))
                     if form is None:
                         continue
                     try:
