@@ -26,7 +26,6 @@ from bench import measure
 from layercache import LayerCache, Namespace
 from layercache.oci import OCTET_STREAM, Digest
 
-
 _MIB = 1 << 20
 
 
