@@ -33,7 +33,7 @@ from layercache.oci import OCTET_STREAM, Descriptor, DiffID, Digest, MediaType, 
 from layercache.pull import Pull
 from layercache.registry import Registry
 from layercache.reports import BlobInfo, Finding, ImageInfo
-from layercache.store import Blob, Generation, NamespaceName, Receipt, Ref, Store
+from layercache.store import Blob, Generation, NamespaceName, Receipt, Ref, Seal, Store
 
 __all__ = ["Namespace", "as_platform"]
 
@@ -67,14 +67,14 @@ class Namespace:
         registry: Callable[[Repository, bool | None], Registry],
         platform: Platform,
         jobs: int,
-        sealed: bool = False,
+        seal: Seal | None = None,
     ) -> None:
         self._name = name
         self._store = store
         self._registry = registry
         self._platform = platform
         self._jobs = jobs
-        self._sealed = sealed
+        self._seal = seal
         self._lock = threading.Lock()
         self._bound: Generation | None = None
         _forked.add(self)
@@ -366,7 +366,8 @@ class Namespace:
                 self._bound.close()
                 self._bound = None
             if self._bound is None:
-                self._bound = self._store().generation(self._name, create=create, sealed=self._sealed)
+                found = self._store().generation(self._name, create=create, seal=self._seal)
+                self._bound = None if found is None else found.close_when_dropped()
             return self._bound
 
     def _forget(self) -> None:

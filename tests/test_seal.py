@@ -35,7 +35,8 @@ def keys(monkeypatch, tmp_path_factory):
 
 
 def form(raw: bytes = bytes(32)) -> SealedForm:
-    return SealedForm(Key("test", bytearray(raw), release=lambda: None), "slot.1", fresh=lambda: os.urandom(32))
+    key = Key("test", bytearray(raw), release=lambda: None)
+    return SealedForm("ephemeral", key, "slot.1", fresh=lambda: os.urandom(32))
 
 
 def sealed(content: bytes, one: SealedForm) -> tuple[bytearray, bytearray]:
@@ -130,7 +131,7 @@ def test_no_name_digest_or_content_is_on_disk_and_it_reads_back(tmp_path):
             assert secret not in found
         assert cache.store().recover() == ()
         info = cache.namespaces()[0]
-        assert (info.name, info.sealed, info.blobs) == (NAME, True, 1)
+        assert (info.name, info.seal, info.blobs) == (NAME, "ephemeral", 1)
     with LayerCache(root, janitor=False) as cache:  # another handle follows what is on disk
         with cache.namespace(NAME).open(digest) as layer, layer.compressed() as file:
             assert file.read() == content
@@ -212,7 +213,7 @@ def test_a_process_that_has_the_key_is_waited_for_and_named(tmp_path, keys):
             assert holder.stdin is not None
             assert holder.stdout is not None
             assert holder.stdout.readline() == "1\n"
-            receipt = namespace.purge(wait=0.3)
+            receipt = namespace.purge(wait=2.0)
             assert (receipt.level, receipt.pending, receipt.complete) == ("fenced", (holder.pid,), False)
             assert not list((tmp_path / "root").glob("**/blobs"))  # all else is gone
             holder.stdin.write("\n")
@@ -282,7 +283,7 @@ def test_recovery_sweeps_keys_that_lead_to_nothing_and_no_others(tmp_path, keys)
         namespace, digest = filled(cache, tmp_path)
         store = cache.store()
         lives = set(keys.iterdir())
-        _, form = store._keys.make("slot.1")
+        _, form = store._keys.make("slot.1", "ephemeral")
         being_made = set(keys.iterdir()) - lives
         store.recover()
         assert set(keys.iterdir()) == lives | being_made

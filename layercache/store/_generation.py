@@ -100,9 +100,7 @@ class Generation:
             raise
         self._slot_dir, _, self.incoming, blobs, metas, self._refs, self._locks, self._bad = opened
         self._blobs, self._meta = Shards(disk, blobs), Shards(disk, metas)
-        # Also for who drops a handle without closing it: its directories, and above all its key, must not stay.
-        self._finalizer = weakref.finalize(self, _let_go, disk, opened, form)
-        self._finalizer.atexit = False
+        self._opened = opened
 
     # -- the fence
 
@@ -327,7 +325,12 @@ class Generation:
 
     def close(self) -> None:
         """Close the directories. Open blobs stay open."""
-        self._finalizer()
+        _let_go(self.disk, self._opened, self.form)
+
+    def close_when_dropped(self) -> Generation:
+        """Return it; it closes with its last reference: its directories, and above all its key, must not stay."""
+        weakref.finalize(self, _let_go, self.disk, self._opened, self.form).atexit = False
+        return self
 
     # -- for the other rooms of the store
 
@@ -472,6 +475,9 @@ class Generation:
 
 
 def _let_go(disk: Disk, opened: list[Dir], form: Form) -> None:
-    for handle in opened:
+    handles = opened.copy()
+    opened.clear()
+    for handle in handles:
         disk.close(handle)
-    form.close()
+    if handles:
+        form.close()

@@ -1,12 +1,16 @@
-"""Where the keys of sealed generations are: one a generation, in a file on a tmpfs, bound to its root and its boot.
+"""Where the keys of sealed generations are, one a generation.
+
+An ephemeral one is in a file on a tmpfs, bound to its root and its boot; one of a key service in the generation,
+wrapped.
 
 Whoever has loaded one has the generation's file ``key`` open, locked shared: so a purge, which unlinks that file last
 and only when nobody has it open, knows by the kernel's word that nobody has the key. A reboot takes the file on the
-tmpfs, and with it all that was sealed.
+tmpfs, and with it all that was sealed under it.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -19,9 +23,10 @@ from layercache.errors import FormatError, SealError
 from layercache.store import _secret
 from layercache.store._disk import Dir, Disk
 from layercache.store._files import fresh, read_record
+from layercache.store._kms import KmsKey
 from layercache.store._layout import KEY
 from layercache.store._memory import open_memory, refuse_swap, swapped_out, usual_place
-from layercache.store._seal import SealedForm
+from layercache.store._seal import Seal, SealedForm
 from layercache.store._secret import Key
 
 __all__ = ["KeyRecord", "Keys", "need_extra"]
@@ -42,19 +47,26 @@ def need_extra() -> None:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """The file ``key`` of a sealed generation: which key, of which boot, kept where. No part of the key is in it.
+    """The file ``key`` of a sealed generation: what leads to its key. Nothing of the key is in it in clear.
 
-    ``swapped`` counts the pages that the machine had written to swap when the key was made; -1: not known.
+    Of an ephemeral one: of which boot it is, kept where, and how many pages the machine had written to swap when it was
+    made (-1: not known). Of one of a key service: the key, ``wrapped``.
     """
 
+    seal: Seal
     id: str
-    boot: str
-    place: str
+    boot: str = ""
+    place: str = ""
     swapped: int = -1
+    wrapped: bytes = b""
 
     def pack(self) -> bytes:
         """Return it as stored."""
-        fields = {"seal": "ephemeral", "id": self.id, "boot": self.boot, "place": self.place, "swapped": self.swapped}
+        fields: dict[str, str | int] = {"seal": self.seal, "id": self.id}
+        if self.seal == "kms":
+            fields |= {"wrapped": base64.b64encode(self.wrapped).decode()}
+        else:
+            fields |= {"boot": self.boot, "place": self.place, "swapped": self.swapped}
         return json.dumps(fields).encode() + b"\n"
 
     @staticmethod
@@ -67,11 +79,13 @@ class KeyRecord:
             return None
         try:
             fields = json.loads(read_record(disk, folder, KEY) or b"")
-            if fields["seal"] != "ephemeral" or not _ID.fullmatch(fields["id"]):
+            seal, name = fields["seal"], fields["id"]
+            if seal not in ("ephemeral", "kms") or not _ID.fullmatch(name):
                 raise FormatError("the key record of a namespace is of another kind", hint="use a newer version")
-            return KeyRecord(
-                str(fields["id"]), str(fields["boot"]), str(fields["place"]), int(fields.get("swapped", -1))
-            )
+            if seal == "kms":
+                return KeyRecord("kms", name, wrapped=base64.b64decode(fields["wrapped"], validate=True))
+            swapped = int(fields.get("swapped", -1))
+            return KeyRecord("ephemeral", name, str(fields["boot"]), str(fields["place"]), swapped)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError("the key record of a namespace is damaged", hint="purge the namespace") from error
 
@@ -80,22 +94,32 @@ class Keys:
     """The keys of one root's generations. ``memory`` opens a directory for them; in a simulation, a simulated one."""
 
     def __init__(
-        self, disk: Disk, root_key: bytes, *, memory: Callable[[str, bool], Disk | None] | None = None
+        self,
+        disk: Disk,
+        root_key: bytes,
+        *,
+        kms: KmsKey | None = None,
+        memory: Callable[[str, bool], Disk | None] | None = None,
     ) -> None:
         self._disk = disk
+        self._kms = kms or KmsKey()
         self._root = hashlib.sha256(b"layercache root\0" + root_key).digest()
         self._memory = memory or (lambda place, create: open_memory(place, create=create))
         self._real = memory is None
 
-    def make(self, generation: str) -> tuple[KeyRecord, SealedForm]:
-        """Return a new key for a generation, in memory only.
+    def make(self, generation: str, seal: Seal) -> tuple[KeyRecord, SealedForm]:
+        """Return a new key for a generation.
 
-        :raises SealError: where it cannot be kept there safely.
+        :raises SealError: where it cannot be kept safely, or the key service gives none.
         """
         need_extra()
         if self._real:
             refuse_swap()
-        record = KeyRecord(fresh(self._disk).hex(), self._disk.boot, usual_place(), self._swapped())
+        if seal == "kms":
+            secret, wrapped = self._kms.generate(self._context(generation))
+            record = KeyRecord("kms", fresh(self._disk).hex(), wrapped=wrapped)
+            return record, self._form(record, secret, generation, lambda: None)
+        record = KeyRecord("ephemeral", fresh(self._disk).hex(), self._disk.boot, usual_place(), self._swapped())
         memory = self._memory(record.place, True)
         if memory is None:
             raise SealError("there is no directory for keys")
@@ -110,8 +134,7 @@ class Keys:
                 raise
         finally:
             memory.close(memory.root)
-        key = Key(record.id, secret, release=lambda: memory.close(file))
-        return record, SealedForm(key, generation, fresh=lambda: fresh(self._disk))
+        return record, self._form(record, secret, generation, lambda: memory.close(file))
 
     def load(self, folder: Dir, record: KeyRecord, generation: str) -> SealedForm | None:
         """Return the form under the key of a generation, whose directory is open; ``None`` where the key is gone.
@@ -119,7 +142,7 @@ class Keys:
         :raises SealError: where it may be there and cannot be had now.
         """
         need_extra()
-        if record.boot != self._disk.boot:
+        if self.lost(record):
             return None
         if self._real:
             refuse_swap()
@@ -128,19 +151,29 @@ class Keys:
             holding = self._disk.open(folder, KEY)
         except (FileNotFoundError, BlockingIOError):
             return None  # a purge is at it, or was
-        secret = self._secret(record, generation) if self._disk.lock(holding, exclusive=False) else None
+        secret: bytearray | None = None
+        try:
+            if self._disk.lock(holding, exclusive=False):
+                secret = self._secret(record, generation)
+        finally:
+            if secret is None:
+                self._disk.close(holding)
         if secret is None:
-            self._disk.close(holding)
             return None
-        key = Key(record.id, secret, release=lambda: self._disk.close(holding))
-        return SealedForm(key, generation, fresh=lambda: fresh(self._disk))
+        return self._form(record, secret, generation, lambda: self._disk.close(holding))
 
-    def keyless(self, generation: str) -> SealedForm:
+    def keyless(self, record: KeyRecord, generation: str) -> SealedForm:
         """Return the form of a sealed generation for whoever needs no key."""
-        return SealedForm(None, generation, fresh=lambda: fresh(self._disk))
+        return SealedForm(record.seal, None, generation, fresh=lambda: fresh(self._disk))
+
+    def _form(self, record: KeyRecord, secret: bytearray, generation: str, release: Callable[[], None]) -> SealedForm:
+        key = Key(record.id, secret, release=release)
+        return SealedForm(record.seal, key, generation, fresh=lambda: fresh(self._disk))
 
     def lost(self, record: KeyRecord) -> bool:
         """Tell whether the key is gone for good, so that nothing under it can ever be read."""
+        if record.seal == "kms":
+            return False  # what the service does not give now it may give later
         if record.boot != self._disk.boot:
             return True
         memory = self._memory(record.place, False)
@@ -155,14 +188,18 @@ class Keys:
         """Wipe a key in this process and in its file: nobody can load it any more. Once more is nothing.
 
         Returns ``None`` where it cannot be said that this was the last copy but for those in processes that have the
-        generation's ``key`` open: its file is of another boot or not to be seen from here, or memory went to a disk
-        since it was made. Else, what removes the wiped file, to be called when a receipt has said so: until then the
-        file lets another process say it.
+        generation's ``key`` open: it was on the disk, wrapped; its file is of another boot or not to be seen from here;
+        or memory went to a disk since it was made. Else, what removes the wiped file, to be called when a receipt has
+        said so: until then the file lets another process say it.
 
         :raises SealError: (or ``OSError``) where the file is there and cannot be reached.
         """
         _secret.forget(record.id)
-        if record.boot != self._disk.boot or (memory := self._memory(record.place, False)) is None:
+        if (
+            record.seal == "kms"
+            or record.boot != self._disk.boot
+            or (memory := self._memory(record.place, False)) is None
+        ):
             return None
         head = self._head(generation)
         try:
@@ -221,6 +258,9 @@ class Keys:
             memory.close(file)
 
     def _secret(self, record: KeyRecord, generation: str) -> bytearray | None:
+        if record.seal == "kms":
+            # A key that this process has already is not asked for again.
+            return _secret.copy(record.id) or self._kms.unwrap(record.wrapped, self._context(generation))
         memory = self._memory(record.place, False)
         if memory is None:
             return None
@@ -260,6 +300,10 @@ class Keys:
 
     def _swapped(self) -> int:
         return swapped_out() if self._real else 0
+
+    def _context(self, generation: str) -> dict[str, str]:
+        """Bind a wrapped key to its place. KMS logs it in clear: neither is a tenant's name."""
+        return {"layercache-root": self._root.hex(), "layercache-generation": generation}
 
     def _head(self, generation: str) -> bytes:
         return _MAGIC + self._root + hashlib.sha256(f"{self._disk.boot} {generation}".encode()).digest()

@@ -13,7 +13,7 @@ from layercache.errors import NamespacePurgedError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["Context", "Key", "forget"]
+__all__ = ["Context", "Key", "copy", "forget"]
 
 # Every key of this process, so that a purge finds those of other handles and a forked child can wipe its copies.
 _keys: weakref.WeakSet[Key] = weakref.WeakSet()
@@ -86,6 +86,11 @@ class Key:
         if last:
             self.forget()
 
+    def copy(self) -> bytearray | None:
+        """Return its bytes, for another key of the same name; ``None`` once it was wiped."""
+        with self._lock:
+            return None if self._wiped else bytearray(self._raw)
+
     def derive(self, salt: bytes, info: bytes) -> bytearray:
         """Return 32 bytes by HKDF-SHA256, which go when the key goes.
 
@@ -138,6 +143,13 @@ class Key:
 
     def __repr__(self) -> str:
         return "Key(...)"
+
+
+def copy(name: str) -> bytearray | None:
+    """Return the bytes of a key of that name that this process has; ``None`` where it has none."""
+    with _keys_lock:
+        found = [key for key in _keys if key.name == name]
+    return next((raw for key in found if (raw := key.copy()) is not None), None)
 
 
 def forget(name: str) -> None:

@@ -40,6 +40,7 @@ from layercache.store._layout import (
 )
 from layercache.store._purge import Place, Purge
 from layercache.store._receipts import Receipt
+from layercache.store._seal import Seal
 
 __all__ = ["Slots"]
 
@@ -126,7 +127,7 @@ class Slots:
         generation.close()
         return None
 
-    def begin(self, slot: Slot, slot_dir: Dir, name: NamespaceName, *, sealed: bool) -> None:
+    def begin(self, slot: Slot, slot_dir: Dir, name: NamespaceName, *, seal: Seal | None) -> None:
         """Make the next generation of a slot whose lock is held, unless one lives."""
         disk = self._disk
         state = self.state(slot_dir)
@@ -140,7 +141,7 @@ class Slots:
         if disk.stat(self._data, folder) is not None:
             # Left by a creation that did not come to its end. Nothing was ever published in it.
             self.discard(folder)
-        record, form = self._keys.make(folder) if sealed else (None, PlainForm())
+        record, form = self._keys.make(folder, seal) if seal is not None else (None, PlainForm())
         disk.make_dir(self._data, folder)
         at = disk.dir(self._data, folder)
         try:
@@ -248,7 +249,7 @@ class Slots:
             if record is None:
                 return PlainForm()
             if keyless:
-                return self._keys.keyless(folder)
+                return self._keys.keyless(record, folder)
             form = self._keys.load(opened, record, folder)
         finally:
             self._disk.close(opened)

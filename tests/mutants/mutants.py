@@ -543,6 +543,27 @@ MUTANTS = (
         "or not file:",
         test="tests/test_seal.py::test_recovery_sweeps_keys_that_lead_to_nothing_and_no_others",
     ),
+    Mutant(
+        "erasure claimed for a key that was on the disk",
+        "_keys",
+        '        if record.seal == "kms" or record.boot != ',
+        '        if record.seal == "kms":\n            return lambda: None\n        if record.boot != ',
+        test="tests/test_kms.py::test_its_purge_never_says_that_the_key_is_erased",
+    ),
+    Mutant(
+        "wrapped key bound to nothing",
+        "_keys",
+        'return {"layercache-root": self._root.hex(), "layercache-generation": generation}',
+        "return {}",
+        test="tests/test_kms.py::test_the_key_is_bound_to_its_place_by_what_names_no_tenant",
+    ),
+    Mutant(
+        "any key of the service unwraps",
+        "_kms",
+        "client.decrypt(CiphertextBlob=wrapped, KeyId=self._key, ",
+        "client.decrypt(CiphertextBlob=wrapped, ",
+        test="tests/test_kms.py::test_without_the_key_nothing_is_read_and_a_pull_goes_past_the_cache[another key]",
+    ),
 )
 
 

@@ -76,7 +76,7 @@ class _Round:
             with namespace.pull(f"{self._registry.host}/{self._canary.repository}:1.0") as pulled:
                 for layer in pulled.layers:
                     layer.uncompressed().read()
-            if not all(info.sealed for info in cache.namespaces()):
+            if not all(info.seal == "ephemeral" for info in cache.namespaces()):
                 raise AssertionError("not sealed")
         self._layers = [descriptor.digest for descriptor in image.layers]
 
@@ -103,7 +103,8 @@ class _Round:
         for path in [self._root / "data" / home / "name", *(self._root / "data" / home).glob("meta/*/*")]:
             kind = "name" if path.name == "name" else "meta"
             for raw in candidates:
-                form = SealedForm(Key("tried", bytearray(raw), release=_nothing), home, fresh=lambda: os.urandom(32))
+                key = Key("tried", bytearray(raw), release=_nothing)
+                form = SealedForm("ephemeral", key, home, fresh=lambda: os.urandom(32))
                 with suppress(FormatError):
                     form.unpack(kind, path.name, path.read_bytes())
                     yield path.name
