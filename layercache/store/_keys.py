@@ -21,7 +21,7 @@ from importlib.util import find_spec
 
 from layercache.errors import FormatError, SealError
 from layercache.store import _secret
-from layercache.store._disk import Dir, Disk
+from layercache.store._disk import Dir, Disk, File
 from layercache.store._files import fresh, read_record
 from layercache.store._kms import KmsKey
 from layercache.store._layout import KEY
@@ -119,14 +119,13 @@ class Keys:
             secret, wrapped = self._kms.generate(self._context(generation))
             record = KeyRecord("kms", fresh(self._disk).hex(), wrapped=wrapped)
             return record, self._form(record, secret, generation, lambda: None)
-        record = KeyRecord("ephemeral", fresh(self._disk).hex(), self._disk.boot, usual_place(), self._swapped())
-        memory = self._memory(record.place, True)
+        place, swapped = usual_place(), self._swapped()
+        memory = self._memory(place, True)
         if memory is None:
             raise SealError("there is no directory for keys")
         try:
-            file = memory.create(memory.root, record.id)
+            name, file = self._new_file(memory)
             try:
-                memory.lock(file, exclusive=False)  # no sweep takes it before the generation's record names it
                 secret = bytearray(fresh(self._disk))
                 memory.write(file, self._head(generation) + secret, 0)
             except BaseException:
@@ -134,6 +133,7 @@ class Keys:
                 raise
         finally:
             memory.close(memory.root)
+        record = KeyRecord("ephemeral", name, self._disk.boot, place, swapped)
         return record, self._form(record, secret, generation, lambda: memory.close(file))
 
     def load(self, folder: Dir, record: KeyRecord, generation: str) -> SealedForm | None:
@@ -247,7 +247,9 @@ class Keys:
         try:
             start = _MAGIC + self._root
             raw = bytearray(len(start))
-            if memory.read(file, raw, 0) < len(raw) or raw != start or not memory.lock(file, exclusive=True):
+            del raw[memory.read(file, raw, 0) :]
+            # An empty one is nobody's: whoever made it died before he wrote to it.
+            if (raw and raw != start) or not memory.lock(file, exclusive=True):
                 return False
             # With the lock in hand: whoever made it just now has let go of it after its record was there.
             if any(record.id == name for record in records()):
@@ -256,6 +258,15 @@ class Keys:
             return True
         finally:
             memory.close(file)
+
+    def _new_file(self, memory: Disk) -> tuple[str, File]:
+        """Return an empty file of a fresh name, locked: no sweep takes it before the generation's record names it."""
+        while True:
+            name = fresh(self._disk).hex()
+            file = memory.create(memory.root, name)
+            if memory.lock(file, exclusive=False) and memory.stat(memory.root, name) is not None:
+                return name, file
+            memory.close(file)  # a sweep came between the two calls and took it for a leftover
 
     def _secret(self, record: KeyRecord, generation: str) -> bytearray | None:
         if record.seal == "kms":

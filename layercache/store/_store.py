@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from layercache.control import Control
@@ -91,7 +91,14 @@ class Store:
     :raises FormatError: when it holds something else, or a format this version does not read.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, kms: KmsKey | None = None, disk: Disk | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        kms: KmsKey | None = None,
+        disk: Disk | None = None,
+        memory: Callable[[str, bool], Disk | None] | None = None,
+    ) -> None:
         self._lock = threading.Lock()
         self._closed = False
         self._disk = PosixDisk.open_root(root) if disk is None else disk
@@ -107,7 +114,7 @@ class Store:
                 ballast = Ballast(self._disk)
                 self._chain = Chain(self._disk, receipts, ballast)
                 place = Place(self._disk, self._slots_dir, self._data, self._trash, self._chain, ballast)
-                self._keys = Keys(self._disk, self._key, kms=kms)
+                self._keys = Keys(self._disk, self._key, kms=kms, memory=memory)
                 self._slots = Slots(place, health=self._health, keys=self._keys, writable=self.writable)
                 if self.writable:
                     ballast.prepare()

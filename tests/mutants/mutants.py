@@ -564,6 +564,20 @@ MUTANTS = (
         "client.decrypt(CiphertextBlob=wrapped, ",
         test="tests/test_kms.py::test_without_the_key_nothing_is_read_and_a_pull_goes_past_the_cache[another key]",
     ),
+    Mutant(
+        "key file that was never written to stays",
+        "_keys",
+        "if (raw and raw != start) or",
+        "if raw != start or",
+        test="tests/simulation/test_sealed.py",
+    ),
+    Mutant(
+        "purge leaves the key",
+        "_purge",
+        "                self._erased = place.forget_key(self._name)\n",
+        "                pass\n",
+        test="tests/test_seal.py::test_a_purge_destroys_the_key_and_says_so",
+    ),
 )
 
 
