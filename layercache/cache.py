@@ -175,7 +175,7 @@ class LayerCache:
             if self._store is None:
                 self._store = Store(self.root, kms=self._kms)
                 if self._housekeeping:
-                    self._janitor = Janitor(self.store)
+                    self._janitor = Janitor(self.store, let_go=self._let_go)
             return self._store
 
     def registry(self, repository: Repository, plain_http: bool | None, *, tenant: str = "") -> Registry:  # noqa: FBT001
@@ -223,6 +223,12 @@ class LayerCache:
         with self._lock:
             self._namespaces.add(namespace)
         return namespace
+
+    def _let_go(self) -> None:
+        with self._lock:
+            namespaces = list(self._namespaces)
+        for namespace in namespaces:
+            namespace.let_go()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

@@ -7,14 +7,14 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from layercache import stream
 from layercache.control import Control, Progress
-from layercache.errors import InUseError, LayerCacheError, NotFoundError, StoreError
+from layercache.errors import InUseError, LayerCacheError, NamespacePurgedError, NotFoundError, StoreError
 from layercache.fill import fill, mend, tee
 from layercache.image import Image, Layer
 from layercache.integrity import CHUNK
@@ -358,6 +358,16 @@ class Namespace:
             bound, self._bound = self._bound, None
         if bound is not None:
             bound.close()
+
+    def let_go(self) -> None:
+        """Do what the next call would do after a purge: give up what is open, and wipe the key, also of images."""
+        with self._lock:
+            if self._bound is None or not self._bound.fenced:
+                return
+            bound, self._bound = self._bound, None
+        with suppress(NamespacePurgedError):
+            bound.check()
+        bound.close()
 
     def _generation(self, *, create: bool) -> Generation | None:
         """Return the live generation, made where there is none and ``create`` says so."""

@@ -224,6 +224,34 @@ def test_a_process_that_has_the_key_is_waited_for_and_named(tmp_path, keys):
             holder.communicate("\n")
 
 
+IDLE = """
+import sys
+import layercache.janitor
+from layercache import LayerCache
+layercache.janitor._OFTEN = 0.1
+with LayerCache(sys.argv[1]) as cache:
+    namespace = cache.namespace(sys.argv[2])
+    print(len(list(namespace.blobs())), flush=True)
+    input()
+"""
+
+
+def test_a_process_that_is_idle_wipes_the_key_by_itself(tmp_path, keys):
+    with LayerCache(tmp_path / "root", janitor=False) as cache:
+        namespace, _ = filled(cache, tmp_path)
+        with subprocess.Popen(
+            [sys.executable, "-c", IDLE, str(tmp_path / "root"), NAME],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "1\n"
+            assert namespace.purge(wait=20.0).level == "crypto-erased"
+            assert not list(keys.iterdir())
+            holder.communicate("\n")
+
+
 def test_a_handle_that_nobody_closes_gives_the_key_back(tmp_path):
     """Neither it nor a listing keeps a purge by another process waiting, though the cache goes on."""
     with LayerCache(tmp_path / "root", janitor=False) as cache:
