@@ -195,12 +195,11 @@ class Keys:
         :raises SealError: (or ``OSError``) where the file is there and cannot be reached.
         """
         _secret.forget(record.id)
-        if (
-            record.seal == "kms"
-            or record.boot != self._disk.boot
-            or (memory := self._memory(record.place, False)) is None
-        ):
+        if record.seal == "kms" or record.boot != self._disk.boot:
             return None
+        memory = self._memory(record.place, False)
+        if memory is None:
+            return None  # it may be where only others look
         head = self._head(generation)
         try:
             if memory.stat(memory.root, record.id) is None:
