@@ -180,7 +180,7 @@ def test_a_purge_takes_the_key_and_what_was_open_reads_no_more(tmp_path, keys):
         assert secret not in b"".join(each.read_bytes() for each in keys.iterdir())
         with pytest.raises(NamespacePurgedError):
             blob.pread(0, 1)
-        blob.close()
+    blob.close()
     with LayerCache(tmp_path / "root", janitor=False) as cache:  # whoever comes next goes on with it
         cache.resume_purges()
         assert [one.level for one in cache.receipts()] == ["fenced", "crypto-erased"]
