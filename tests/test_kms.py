@@ -41,6 +41,7 @@ def service(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Any:
     import boto3
 
     point(monkeypatch, moto)
+    monkeypatch.setattr("layercache.store._kms._PATIENCE", 60.0)  # on a busy machine moto takes its time
     client = boto3.client("kms", region_name="ap-south-1")
     yield client
     client.close()

@@ -252,6 +252,57 @@ def test_a_process_that_is_idle_wipes_the_key_by_itself(tmp_path, keys):
             holder.communicate("\n")
 
 
+PURGER = """
+import sys
+from layercache import LayerCache
+with LayerCache(sys.argv[1], janitor=False) as cache:
+    namespace = cache.namespace(sys.argv[2], seal="ephemeral")
+    digest = namespace.put(sys.argv[3]).digest
+    with namespace.open(digest) as layer, layer.compressed() as stream:
+        stream.read()
+    print("ready", flush=True)
+    input()
+    print(namespace.purge().level, flush=True)
+    input()
+"""
+
+
+def test_after_a_purge_no_half_of_the_key_is_in_the_memory_of_who_had_it(tmp_path, keys):
+    """As far as that can be promised: of the process that made it, read under it and destroyed it."""
+    (tmp_path / "file").write_bytes(CANARY * 100_000)
+    with subprocess.Popen(
+        [sys.executable, "-c", PURGER, str(tmp_path / "root"), NAME, str(tmp_path / "file")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        (file,) = keys.iterdir()
+        secret = file.read_bytes()[-32:]
+        assert in_memory(process.pid, secret[:16])
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "crypto-erased\n"
+        for text in (secret, secret.hex().encode()):
+            assert not in_memory(process.pid, text[: len(text) // 2])
+            assert not in_memory(process.pid, text[len(text) // 2 :])
+        process.communicate("\n")
+
+
+def in_memory(pid: int, needle: bytes) -> bool:
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, mode = line.split()[:2]
+            start, end = (int(part, 16) for part in span.split("-"))
+            with suppress(OSError, OverflowError):  # pages of the kernel's own
+                memory.seek(start)
+                if mode.startswith("r") and needle in memory.read(end - start):
+                    return True
+    return False
+
+
 def test_a_handle_that_nobody_closes_gives_the_key_back(tmp_path):
     """Neither it nor a listing keeps a purge by another process waiting, though the cache goes on."""
     with LayerCache(tmp_path / "root", janitor=False) as cache:

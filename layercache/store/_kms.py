@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,8 +18,9 @@ from layercache.errors import KmsError
 
 __all__ = ["KmsKey"]
 
-_PATIENCE = 10.0
-"""Seconds that a question to KMS takes at most, with the search for credentials and for the address."""
+_PATIENCE = 4.0
+"""Seconds that a question to KMS takes at most, with the search for credentials and for the address. Less than others
+wait for a slot's lock, under which a new generation asks."""
 
 _QUIET = 30.0
 """Seconds in which a question that failed is not asked again: a miss must not wait for a service that is away."""
@@ -29,6 +31,18 @@ _LATER = frozenset(
         *("KMSInternalException", "DependencyTimeoutException", "KeyUnavailableException", "ServiceUnavailable"),
     )
 )
+
+
+# A forked child has its locks anew: another thread of the parent may have held one.
+_forked: weakref.WeakSet[KmsKey] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for key in list(_forked):
+        key._lock = threading.Lock()  # noqa: SLF001 - of this module
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class KmsKey:
@@ -53,10 +67,11 @@ class KmsKey:
         self._region = region or (parts[3] if self._key.startswith("arn:") and len(parts) > 5 else "")
         self._endpoint = endpoint
         self._lock = threading.Lock()
+        _forked.add(self)
         self._failed: dict[bytes | None, tuple[float, KmsError]] = {}
 
     def generate(self, context: Mapping[str, str]) -> tuple[bytearray, bytes]:
-        """Return a new key of 32 bytes, in clear and wrapped. May block for ten seconds.
+        """Return a new key of 32 bytes, in clear and wrapped. May block for four seconds.
 
         :raises KmsError: when KMS does not give one.
         """
@@ -69,7 +84,7 @@ class KmsKey:
         return bytearray(answer["Plaintext"]), bytes(answer["CiphertextBlob"])
 
     def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytearray:
-        """Return a key in clear. May block for ten seconds.
+        """Return a key in clear. May block for four seconds.
 
         :raises KmsError: when KMS does not give it.
         """

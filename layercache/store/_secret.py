@@ -24,6 +24,7 @@ def _wipe_copies() -> None:
     global _keys_lock  # noqa: PLW0603 - the parent may have held it in another thread
     _keys_lock = threading.RLock()
     for key in list(_keys):
+        key._lock = threading.RLock()  # noqa: SLF001 - of this module
         key.wipe()
     _keys.clear()
 
