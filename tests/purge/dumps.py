@@ -10,6 +10,7 @@ every key that what is left in the place of keys could hold.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -47,7 +48,7 @@ class _Round:
         """Yield what is wrong."""
         self._image.mount()
         self._move_in()
-        self._image.unmount()
+        self._unmount()
         dump = self._image.save()
         yield from (f"in clear, in the dump: {hit}" for hit in self._canary.in_file(self._image.flush()))
         self._image.mount()
@@ -57,7 +58,7 @@ class _Round:
             receipt = cache.namespace(self._canary.namespace).purge(trim=trim)
             recorded = [one for one in cache.receipts() if one.generation and one.slot == receipt.slot]
         yield from _judge(receipt, recorded, trim=trim)
-        self._image.unmount()
+        self._unmount()
         after = self._image.save()
         self._image.restore(dump)
         self._image.mount()
@@ -65,7 +66,7 @@ class _Round:
         if readable := self._readable():
             yield f"after the purge {readable} layers of the dump can be read"
         yield from (f"in clear, on the device: {hit}" for hit in self._canary.in_tree(self._root))
-        self._image.unmount()
+        self._unmount()
         self._image.restore(after)
 
     def _move_in(self) -> None:
@@ -79,6 +80,10 @@ class _Round:
             if not all(info.seal == "ephemeral" for info in cache.namespaces()):
                 raise AssertionError("not sealed")
         self._layers = [descriptor.digest for descriptor in image.layers]
+
+    def _unmount(self) -> None:
+        gc.collect()  # a mapped word goes with the last reference to its generation
+        self._image.unmount()
 
     def _readable(self) -> int:
         """Return how many of the layers the library reads."""
