@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from layercache.errors import FormatError, StoreClosedError, StoreError, UnsafeRootError
 from layercache.janitor import Janitor
@@ -18,7 +18,7 @@ from layercache.namespace import Namespace, as_platform
 from layercache.oci import Platform, Repository
 from layercache.registry import Credentials, EcrCredentials, Mirror, Pace, Registry, Tls
 from layercache.reports import NamespaceInfo, ReceiptsReport
-from layercache.store import NamespaceName, Receipt, Store
+from layercache.store import KmsKey, NamespaceName, Receipt, Seal, Store
 
 __all__ = ["LayerCache", "default_root"]
 
@@ -53,6 +53,8 @@ class LayerCache:
     :param mirrors: by registry host (``docker.io``), what is asked before the registry itself.
     :param hosts_dir: a directory of ``hosts.toml`` files as containerd has it (``/etc/containerd/certs.d``).
     :param tls: certificates for the registries themselves.
+    :param kms: the key of AWS KMS for namespaces with ``seal="kms"``. Default: ``LAYERCACHE_KMS_KEY``, with boto3's
+        chain of credentials.
     :param janitor: let a thread of this process sweep and scrub the root now and then, if no other process does.
     """
 
@@ -67,6 +69,7 @@ class LayerCache:
         mirrors: Mapping[str, Sequence[Mirror | str]] | None = None,
         hosts_dir: str | os.PathLike[str] | None = None,
         tls: Tls | None = None,
+        kms: KmsKey | None = None,
     ) -> None:
         if jobs < 1:
             raise ValueError("jobs must be at least 1")
@@ -76,6 +79,7 @@ class LayerCache:
         self._lock = threading.Lock()
         self._credentials, self._mirrors = credentials, dict(mirrors or {})
         self._hosts_dir, self._tls = hosts_dir, tls
+        self._kms = kms or KmsKey()
         self._registries: dict[tuple[str, str, bool | None], Registry] = {}
         self._pace = Pace()
         self._namespaces: weakref.WeakSet[Namespace] = weakref.WeakSet()
@@ -91,19 +95,20 @@ class LayerCache:
         except StoreError as error:
             _log.warning("the cache goes without its root: %s", error)
 
-    def namespace(self, name: str, *, seal: Literal["ephemeral"] | None = None) -> Namespace:
+    def namespace(self, name: str, *, seal: Seal | None = None) -> Namespace:
         """Return the handle of a tenant's namespace. Nothing is made on disk before something is stored in it.
 
         This is the only place that takes a namespace's name; whoever has the handle has the namespace.
 
         :param name: any non-empty text of at most 255 bytes.
-        :param seal: ``"ephemeral"`` keeps its content encrypted, under a key in memory that a reboot takes; needs the
-            extra ``seal``. A namespace stays as it was begun: without ``seal`` a sealed one is read as such, and asking
-            for a seal where one lives in clear is a :class:`~layercache.errors.SealMismatchError` at the first use.
+        :param seal: keeps its content encrypted: ``"ephemeral"`` under a key in memory that a reboot takes, ``"kms"``
+            under one that is wrapped by a key of AWS KMS; needs the extra ``seal``. A namespace stays as it was begun:
+            without ``seal`` a sealed one is read as such, and asking for a seal where one lives in clear or otherwise
+            sealed is a :class:`~layercache.errors.SealMismatchError` at the first use.
         """
-        if seal not in (None, "ephemeral"):
+        if seal not in (None, "ephemeral", "kms"):
             raise ValueError(f"no such seal: {seal!r}")
-        return self._namespace(NamespaceName(name), sealed=seal is not None)
+        return self._namespace(NamespaceName(name), seal=seal)
 
     def namespaces(self) -> list[NamespaceInfo]:
         """Return the namespaces that are live or being purged. Reads every namespace's directories.
@@ -118,7 +123,7 @@ class LayerCache:
                     blobs, size = blobs + 1, size + info.size
             name = None if tenancy.name is None else tenancy.name.text
             found.append(
-                NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size, tenancy.sealed)
+                NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size, tenancy.seal)
             )
         return sorted(found, key=lambda info: (info.name or "", info.slot))
 
@@ -168,9 +173,9 @@ class LayerCache:
             if self._closed:
                 raise StoreClosedError("the cache is closed", hint="open it again")
             if self._store is None:
-                self._store = Store(self.root)
+                self._store = Store(self.root, kms=self._kms)
                 if self._housekeeping:
-                    self._janitor = Janitor(self.store)
+                    self._janitor = Janitor(self.store, let_go=self._let_go)
             return self._store
 
     def registry(self, repository: Repository, plain_http: bool | None, *, tenant: str = "") -> Registry:  # noqa: FBT001
@@ -210,14 +215,20 @@ class LayerCache:
         if store is not None:
             store.close()
 
-    def _namespace(self, name: NamespaceName, *, sealed: bool = False) -> Namespace:
+    def _namespace(self, name: NamespaceName, *, seal: Seal | None = None) -> Namespace:
         registry = partial(self.registry, tenant=name.text)
         namespace = Namespace(
-            name, store=self.store, registry=registry, platform=self.platform, jobs=self.jobs, sealed=sealed
+            name, store=self.store, registry=registry, platform=self.platform, jobs=self.jobs, seal=seal
         )
         with self._lock:
             self._namespaces.add(namespace)
         return namespace
+
+    def _let_go(self) -> None:
+        with self._lock:
+            namespaces = list(self._namespaces)
+        for namespace in namespaces:
+            namespace.let_go()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

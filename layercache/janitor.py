@@ -22,15 +22,20 @@ SCRUB_RATE = 16 << 20
 
 _FIRST, _INTERVAL = 60.0, 900.0
 
+_OFTEN = 5.0
+"""Seconds after which an idle process has let go of what another one purged: above all of its key."""
+
 
 class Janitor:
     """A daemon thread that sweeps what crashes left, once, and scrubs what is due, every quarter of an hour.
 
-    Where another process is at it, this one lets it. A short-lived process never begins.
+    Where another process is at it, this one lets it. A short-lived process never begins. Every few seconds it calls
+    ``let_go``, which makes no system call as a rule.
     """
 
-    def __init__(self, store: Callable[[], Store]) -> None:
+    def __init__(self, store: Callable[[], Store], *, let_go: Callable[[], None] = lambda: None) -> None:
         self._store = store
+        self._let_go = let_go
         self._stop = threading.Event()
         self._swept = False
         self._thread = threading.Thread(target=self._run, name="layercache-janitor", daemon=True)
@@ -61,9 +66,13 @@ class Janitor:
             _log.warning("scrub: %s: %s", finding.digest, finding.detail)
 
     def _run(self) -> None:
-        wait = _FIRST
-        while not self._stop.wait(wait):
-            wait = _INTERVAL
+        left = _FIRST
+        while not self._stop.wait(_OFTEN):
+            self._let_go()
+            left -= _OFTEN
+            if left > 0:
+                continue
+            left = _INTERVAL
             try:
                 self.tick()
             except CancelledError:

@@ -7,14 +7,14 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from layercache import stream
 from layercache.control import Control, Progress
-from layercache.errors import InUseError, LayerCacheError, NotFoundError, StoreError
+from layercache.errors import InUseError, LayerCacheError, NamespacePurgedError, NotFoundError, StoreError
 from layercache.fill import fill, mend, tee
 from layercache.image import Image, Layer
 from layercache.integrity import CHUNK
@@ -33,7 +33,7 @@ from layercache.oci import OCTET_STREAM, Descriptor, DiffID, Digest, MediaType, 
 from layercache.pull import Pull
 from layercache.registry import Registry
 from layercache.reports import BlobInfo, Finding, ImageInfo
-from layercache.store import Blob, Generation, NamespaceName, Receipt, Ref, Store
+from layercache.store import Blob, Generation, NamespaceName, Receipt, Ref, Seal, Store
 
 __all__ = ["Namespace", "as_platform"]
 
@@ -67,14 +67,14 @@ class Namespace:
         registry: Callable[[Repository, bool | None], Registry],
         platform: Platform,
         jobs: int,
-        sealed: bool = False,
+        seal: Seal | None = None,
     ) -> None:
         self._name = name
         self._store = store
         self._registry = registry
         self._platform = platform
         self._jobs = jobs
-        self._sealed = sealed
+        self._seal = seal
         self._lock = threading.Lock()
         self._bound: Generation | None = None
         _forked.add(self)
@@ -359,6 +359,16 @@ class Namespace:
         if bound is not None:
             bound.close()
 
+    def let_go(self) -> None:
+        """Do what the next call would do after a purge: give up what is open, and wipe the key, also of images."""
+        with self._lock:
+            if self._bound is None or not self._bound.fenced:
+                return
+            bound, self._bound = self._bound, None
+        with suppress(NamespacePurgedError):
+            bound.check()
+        bound.close()
+
     def _generation(self, *, create: bool) -> Generation | None:
         """Return the live generation, made where there is none and ``create`` says so."""
         with self._lock:
@@ -366,7 +376,8 @@ class Namespace:
                 self._bound.close()
                 self._bound = None
             if self._bound is None:
-                self._bound = self._store().generation(self._name, create=create, sealed=self._sealed)
+                found = self._store().generation(self._name, create=create, seal=self._seal)
+                self._bound = None if found is None else found.close_when_dropped()
             return self._bound
 
     def _forget(self) -> None:

@@ -152,7 +152,10 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceInfo:
-    """One namespace of a root. ``name`` is ``None`` where it cannot be told; ``slot`` stands for it on disk."""
+    """One namespace of a root. ``name`` is ``None`` where it cannot be told; ``slot`` stands for it on disk.
+
+    ``seal`` is how it is sealed, ``ephemeral`` or ``kms``; ``None`` where it is in clear.
+    """
 
     name: str | None
     slot: str
@@ -160,7 +163,7 @@ class NamespaceInfo:
     state: str
     blobs: int
     bytes: int
-    sealed: bool = False
+    seal: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the namespace as JSON values."""
@@ -171,7 +174,7 @@ class NamespaceInfo:
             "state": self.state,
             "blobs": self.blobs,
             "bytes": self.bytes,
-            "sealed": self.sealed,
+            "seal": self.seal,
         }
 
 

@@ -5,10 +5,25 @@ Outside code imports from here only. The store never fetches: it is fed. docs/fo
 
 from layercache.store._generation import Generation
 from layercache.store._ingest import Ingest
+from layercache.store._kms import KmsKey
 from layercache.store._layout import Meta, NamespaceName, Ref
 from layercache.store._leftovers import Leftover
 from layercache.store._read import Blob
 from layercache.store._receipts import Receipt
+from layercache.store._seal import Seal
 from layercache.store._store import Store, Tenancy
 
-__all__ = ["Blob", "Generation", "Ingest", "Leftover", "Meta", "NamespaceName", "Receipt", "Ref", "Store", "Tenancy"]
+__all__ = [
+    "Blob",
+    "Generation",
+    "Ingest",
+    "KmsKey",
+    "Leftover",
+    "Meta",
+    "NamespaceName",
+    "Receipt",
+    "Ref",
+    "Seal",
+    "Store",
+    "Tenancy",
+]

@@ -147,6 +147,17 @@ class Scenes:
             purging.join()
             generation.close()
 
+    def sealed(self) -> None:
+        data = self.canary.file(_SIZE)
+        with LayerCache(self.root) as cache:
+            namespace = cache.namespace(f"{self.canary.namespace} sealed", seal="ephemeral")
+            with namespace.pull(self.reference) as image:
+                for layer in image.layers:
+                    layer.uncompressed().read()
+            with suppress(ConnectionError):
+                namespace.admit(Descriptor(OCTET_STREAM, Digest.of(data), len(data)), _Broken(data[: _SIZE - 1000]))
+            assert namespace.purge().level == "crypto-erased"
+
     def _command(self, *line: str) -> None:
         out = io.TextIOWrapper(io.BytesIO())
         with redirect_stdout(out):
