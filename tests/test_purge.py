@@ -25,6 +25,7 @@ from layercache.errors import NamespacePurgedError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest
 from layercache.store import Generation, NamespaceName, Receipt, Store, _errand, _kernel, _purge
 from layercache.store._chain import Chain
+from layercache.store._disk import PosixDisk
 from layercache.store._erase import erase
 
 NAME = NamespaceName("acme/endpoint-7")
@@ -413,6 +414,19 @@ def test_receipts_fit_the_schema(store, root, chain):
     assert b"acme" not in chain.read_bytes()
     assert [one.number for one in store.receipts()] == [1, 2, 3, 4]
     assert store.verify_receipts().problems == ()
+
+
+def test_threads_that_list_one_directory_see_each_name_once(tmp_path):
+    """The receipts of a root are listed by whoever records and whoever reads, through one handle."""
+    disk = PosixDisk.open_root(tmp_path)
+    names = {f"name {number}" for number in range(500)}
+    for name in names:
+        (tmp_path / name).touch()
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: disk.names(disk.root), range(200)):
+            assert len(found) == len(names)
+            assert set(found) == names
+    disk.close(disk.root)
 
 
 def test_a_record_on_its_way_is_no_problem(store, root, monkeypatch):

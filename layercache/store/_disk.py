@@ -377,7 +377,13 @@ class PosixDisk:
         os.rmdir(name, dir_fd=at.fd)
 
     def names(self, at: Dir) -> list[str]:
-        return os.listdir(at.fd)
+        # Through a descriptor of its own: a listing moves the position of the one it is made through, so that two
+        # threads at one directory would each miss names, or see them twice.
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at.fd)
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
 
     def stat(self, at: Dir, name: str) -> Stat | None:
         try:

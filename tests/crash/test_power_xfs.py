@@ -27,7 +27,7 @@ def test_a_read_only_filesystem_is_read_from_and_written_to_when_it_can_be(recor
 
 def test_the_command_finishes_a_purge_that_a_power_cut_ended(record_property):
     """Nothing is left in trash, every ended generation has its receipt, and the chain is whole."""
-    share = ["--shard", sweeps.shard(sweeps.POWER_DAYS), "--nested", "1" if sweeps.SOAK else "0"]
+    share = ["--shard", sweeps.shard(4 * sweeps.POWER_DAYS), "--nested", "1" if sweeps.SOAK else "0"]
     sweeps.finish(
         [sweeps.start("tests.crash.power", "xfs", "--only", "purge", "--finish", "cli", *share)], record_property
     )
