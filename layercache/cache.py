@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +17,10 @@ from layercache.errors import FormatError, StoreClosedError, StoreError, UnsafeR
 from layercache.janitor import Janitor
 from layercache.namespace import Namespace, as_platform
 from layercache.oci import Platform, Repository
+from layercache.policy import Quota, Source
 from layercache.registry import Credentials, EcrCredentials, Mirror, Pace, Registry, Tls
 from layercache.reports import NamespaceInfo, ReceiptsReport
-from layercache.store import NamespaceName, Receipt, Store
+from layercache.store import Amount, Budget, NamespaceName, Receipt, Store
 
 __all__ = ["LayerCache", "default_root"]
 
@@ -49,6 +51,13 @@ class LayerCache:
         ``layercache`` in the XDG cache directory.
     :param platform: what to choose from a multi-platform image. Default: this host's.
     :param jobs: transfers at once, of one pull.
+    :param budget: the most that the root may take on its disk, everything below it counted: ``"200GiB"``, ``"80%"`` of
+        the filesystem, or bytes. Default: what was given for this root last, else 80 %. What does not fit is evicted
+        for, or passed through.
+    :param keep_free: what is left to the rest of the machine, in the same words. Default: 5 %, but no more than 10 GiB;
+        unless it is 0, 1 % of the inodes, too.
+    :param watermarks: the shares of the budget at which housekeeping begins to evict, and down to which it does.
+    :param policy: in which order blobs go: one of :data:`layercache.policy.POLICIES`.
     :param credentials: for registries and mirrors. Default: AWS's for Amazon ECR, else docker's and podman's.
     :param mirrors: by registry host (``docker.io``), what is asked before the registry itself.
     :param hosts_dir: a directory of ``hosts.toml`` files as containerd has it (``/etc/containerd/certs.d``).
@@ -62,6 +71,10 @@ class LayerCache:
         *,
         platform: Platform | str | None = None,
         jobs: int = _JOBS,
+        budget: int | str | None = None,
+        keep_free: int | str | None = None,
+        watermarks: tuple[float, float] = (0.95, 0.90),
+        policy: str = "default",
         janitor: bool = True,
         credentials: Credentials | None = None,
         mirrors: Mapping[str, Sequence[Mirror | str]] | None = None,
@@ -70,6 +83,7 @@ class LayerCache:
     ) -> None:
         if jobs < 1:
             raise ValueError("jobs must be at least 1")
+        self._budget = Budget(budget, keep_free, *watermarks, policy)
         self.root = Path(root) if root is not None else default_root()
         self.platform = Platform.host() if platform is None else as_platform(platform)
         self.jobs = jobs
@@ -78,6 +92,7 @@ class LayerCache:
         self._hosts_dir, self._tls = hosts_dir, tls
         self._registries: dict[tuple[str, str, bool | None], Registry] = {}
         self._pace = Pace()
+        self._costs: dict[str, Source] = {}
         self._namespaces: weakref.WeakSet[Namespace] = weakref.WeakSet()
         self._store: Store | None = None
         self._janitor: Janitor | None = None
@@ -91,7 +106,14 @@ class LayerCache:
         except StoreError as error:
             _log.warning("the cache goes without its root: %s", error)
 
-    def namespace(self, name: str, *, seal: Literal["ephemeral"] | None = None) -> Namespace:
+    def namespace(
+        self,
+        name: str,
+        *,
+        seal: Literal["ephemeral"] | None = None,
+        quota: int | str | None = None,
+        floor: int | str = 0,
+    ) -> Namespace:
         """Return the handle of a tenant's namespace. Nothing is made on disk before something is stored in it.
 
         This is the only place that takes a namespace's name; whoever has the handle has the namespace.
@@ -100,10 +122,17 @@ class LayerCache:
         :param seal: ``"ephemeral"`` keeps its content encrypted, under a key in memory that a reboot takes; needs the
             extra ``seal``. A namespace stays as it was begun: without ``seal`` a sealed one is read as such, and asking
             for a seal where one lives in clear is a :class:`~layercache.errors.SealMismatchError` at the first use.
+        :param quota: what it may take, in the words of ``budget``: when room is needed, who is over its quota pays
+            first.
+        :param floor: what it keeps whatever room is needed. Both are remembered until the namespace is purged.
         """
         if seal not in (None, "ephemeral"):
             raise ValueError(f"no such seal: {seal!r}")
-        return self._namespace(NamespaceName(name), sealed=seal is not None)
+        limits = None
+        if quota is not None or floor:
+            total = shutil.disk_usage(self.root).total if self.root.is_dir() else 0
+            limits = Quota(None if quota is None else Amount.parse(quota).of(total), Amount.parse(floor).of(total))
+        return self._namespace(NamespaceName(name), sealed=seal is not None, quota=limits)
 
     def namespaces(self) -> list[NamespaceInfo]:
         """Return the namespaces that are live or being purged. Reads every namespace's directories.
@@ -168,7 +197,7 @@ class LayerCache:
             if self._closed:
                 raise StoreClosedError("the cache is closed", hint="open it again")
             if self._store is None:
-                self._store = Store(self.root)
+                self._store = Store(self.root, budget=self._budget)
                 if self._housekeeping:
                     self._janitor = Janitor(self.store)
             return self._store
@@ -210,10 +239,17 @@ class LayerCache:
         if store is not None:
             store.close()
 
-    def _namespace(self, name: NamespaceName, *, sealed: bool = False) -> Namespace:
+    def _namespace(self, name: NamespaceName, *, sealed: bool = False, quota: Quota | None = None) -> Namespace:
         registry = partial(self.registry, tenant=name.text)
         namespace = Namespace(
-            name, store=self.store, registry=registry, platform=self.platform, jobs=self.jobs, sealed=sealed
+            name,
+            store=self.store,
+            registry=registry,
+            platform=self.platform,
+            jobs=self.jobs,
+            costs=self._costs,
+            sealed=sealed,
+            quota=quota,
         )
         with self._lock:
             self._namespaces.add(namespace)

@@ -30,6 +30,8 @@ from layercache.inventory import (
 from layercache.layout import write_layout
 from layercache.metrics import Ledger
 from layercache.oci import OCTET_STREAM, Descriptor, DiffID, Digest, MediaType, Platform, Reference, Repository, descend
+from layercache.policy import Quota
+from layercache.policy import Source as Cost
 from layercache.pull import Pull
 from layercache.registry import Registry
 from layercache.reports import BlobInfo, Finding, ImageInfo
@@ -67,14 +69,18 @@ class Namespace:
         registry: Callable[[Repository, bool | None], Registry],
         platform: Platform,
         jobs: int,
+        costs: dict[str, Cost],
         sealed: bool = False,
+        quota: Quota | None = None,
     ) -> None:
         self._name = name
         self._store = store
         self._registry = registry
         self._platform = platform
         self._jobs = jobs
+        self._costs = costs
         self._sealed = sealed
+        self._quota = quota
         self._lock = threading.Lock()
         self._bound: Generation | None = None
         _forked.add(self)
@@ -122,6 +128,7 @@ class Namespace:
             registry=lambda: self._registry(reference.repository, plain_http),
             generation=generation,
             trouble=trouble,
+            costs=self._costs,
             control=Control(timeout=timeout, cancel=cancel, progress=progress),
         )
         return pull.run(wanted, explicit=platform is not None, jobs=jobs or self._jobs, fresh=fresh)
@@ -132,7 +139,9 @@ class Namespace:
         :raises NotFoundError: when it is not here.
         """
         wanted = _digest(digest)
-        blob = self._existing().open(wanted)
+        generation = self._existing()
+        blob = generation.open(wanted)
+        generation.used(wanted)
         meta = blob.meta
         return Layer(Descriptor(meta.media_type, meta.digest, meta.size), meta.diff_id, blob=blob)
 
@@ -253,6 +262,7 @@ class Namespace:
             generation = self._made()
             try:
                 blob = generation.open(descriptor.digest)
+                generation.used(descriptor.digest)
                 return stream.ByteStream(blob.chunks(), on_close=blob.close)
             except NotFoundError:
                 ingest = generation.begin(descriptor, resume=False)
@@ -367,6 +377,8 @@ class Namespace:
                 self._bound = None
             if self._bound is None:
                 self._bound = self._store().generation(self._name, create=create, sealed=self._sealed)
+                if self._bound is not None and self._quota is not None:
+                    self._bound.set_quota(self._quota)
             return self._bound
 
     def _forget(self) -> None:

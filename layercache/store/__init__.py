@@ -7,8 +7,22 @@ from layercache.store._generation import Generation
 from layercache.store._ingest import Ingest
 from layercache.store._layout import Meta, NamespaceName, Ref
 from layercache.store._leftovers import Leftover
+from layercache.store._limits import Amount, Budget
 from layercache.store._read import Blob
 from layercache.store._receipts import Receipt
 from layercache.store._store import Store, Tenancy
 
-__all__ = ["Blob", "Generation", "Ingest", "Leftover", "Meta", "NamespaceName", "Receipt", "Ref", "Store", "Tenancy"]
+__all__ = [
+    "Amount",
+    "Blob",
+    "Budget",
+    "Generation",
+    "Ingest",
+    "Leftover",
+    "Meta",
+    "NamespaceName",
+    "Receipt",
+    "Ref",
+    "Store",
+    "Tenancy",
+]

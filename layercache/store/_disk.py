@@ -25,7 +25,7 @@ from layercache.errors import UnsafeRootError
 from layercache.store import _kernel, _proc
 from layercache.store._faults import guarding
 
-__all__ = ["Dir", "Disk", "File", "Handle", "Kind", "PosixDisk", "Stat", "Word"]
+__all__ = ["Dir", "Disk", "File", "Handle", "Kind", "PosixDisk", "Room", "Stat", "Word"]
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 Kind = Literal["file", "dir", "other"]
@@ -33,13 +33,24 @@ Kind = Literal["file", "dir", "other"]
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What an entry is. ``links`` above one on a file means that somebody else named it too."""
+    """What an entry is: ``allocated`` are the bytes it takes. ``links`` above one on a file: others named it too."""
 
     kind: Kind
     size: int
     inode: int
     links: int
     mtime: float
+    allocated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A filesystem's size and what of it can still be used, in bytes and in inodes (0 where it has no count)."""
+
+    total: int
+    free: int
+    total_inodes: int
+    free_inodes: int
 
 
 class Handle:
@@ -184,6 +195,10 @@ class Disk(Protocol):
 
     def free(self) -> int:
         """Return the bytes that can still be written."""
+        ...
+
+    def room(self) -> Room:
+        """Return how large the filesystem is and what is left of it."""
         ...
 
     def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
@@ -404,8 +419,11 @@ class PosixDisk:
         return _MappedWord(file.fd)
 
     def free(self) -> int:
-        status = os.fstatvfs(self.root.fd)
-        return status.f_bavail * status.f_frsize
+        return self.room().free
+
+    def room(self) -> Room:
+        now = os.fstatvfs(self.root.fd)
+        return Room(now.f_blocks * now.f_frsize, now.f_bavail * now.f_frsize, now.f_files, now.f_favail)
 
     def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
         found = self.openers(but=but)
@@ -479,7 +497,7 @@ def _make_durably(path: str | os.PathLike[str]) -> None:
 
 def _stat(status: os.stat_result) -> Stat:
     kind: Kind = "file" if stat.S_ISREG(status.st_mode) else "dir" if stat.S_ISDIR(status.st_mode) else "other"
-    return Stat(kind, status.st_size, status.st_ino, status.st_nlink, status.st_mtime)
+    return Stat(kind, status.st_size, status.st_ino, status.st_nlink, status.st_mtime, status.st_blocks * 512)
 
 
 def _boot_id() -> str:

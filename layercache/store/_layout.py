@@ -20,10 +20,13 @@ __all__ = [
     "ASIDE",
     "BALLAST",
     "BLOBS",
+    "BUDGET",
     "DATA",
+    "EVICT_LOCK",
     "FENCE",
     "FENCE_SIZE",
     "FORMAT",
+    "HINTS",
     "IN",
     "JANITOR_LOCK",
     "KEY",
@@ -32,7 +35,9 @@ __all__ = [
     "META",
     "NAME",
     "PINS",
+    "POLICY",
     "QUARANTINE",
+    "QUOTA",
     "RECEIPTS",
     "REFS",
     "ROOT_KEY",
@@ -41,6 +46,7 @@ __all__ = [
     "SEAL",
     "SLOTS",
     "SLOT_LOCK",
+    "SPACE",
     "TRASH",
     "Meta",
     "NamespaceName",
@@ -68,6 +74,7 @@ __all__ = [
 
 FORMAT, ROOT_LOCK, ROOT_KEY = "FORMAT", "root.lock", "root.key"
 JANITOR_LOCK, SCRUB_LOCK, BALLAST = "janitor.lock", "scrub.lock", "ballast"
+SPACE, BUDGET, EVICT_LOCK, POLICY = "space", "budget", "evict.lock", "policy"
 SLOTS, DATA, TRASH, RECEIPTS, ASIDE = "slots", "data", "trash", "receipts", "aside"
 SLOT_LOCK = "lock"
 BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
@@ -81,6 +88,9 @@ BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
     "fence",
     "name",
 )
+
+HINTS, QUOTA = "hints", "quota"
+"""In a generation: the uses since the policy looked last, and what its namespace may take."""
 
 KEY = "key"
 """In a generation: what is known of its key; there where it is sealed."""

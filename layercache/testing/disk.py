@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
-from layercache.store._disk import Buffer, Dir, File, Handle, Stat, Word
+from layercache.store._disk import Buffer, Dir, File, Handle, Room, Stat, Word
 from layercache.store._layout import FENCE
 from layercache.testing._failing import Fault, KilledError
 from layercache.testing._inodes import PAGE, Node, SimulatedDir, SimulatedFile
@@ -363,6 +363,10 @@ class Process:
         self._begin("free")
         return self.disk.left()
 
+    def room(self) -> Room:
+        self._begin("room")
+        return Room(1 << 50 if self.disk.capacity is None else self.disk.capacity, self.disk.left(), 0, 0)
+
     def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
         self._begin("holders")
         return tuple(
@@ -462,4 +466,4 @@ def _error(code: int, name: str = "") -> OSError:
 
 
 def _stat(node: Node) -> Stat:
-    return Stat(node.kind, node.size, node.ino, 1, node.mtime)
+    return Stat(node.kind, node.size, node.ino, 1, node.mtime, node.blocks * PAGE)
