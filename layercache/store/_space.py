@@ -48,7 +48,7 @@ _HOPELESS, _PATIENCE = 1.0, 10.0
 """Once nothing was found that could go, nobody looks again for ten times as long as that took, at most a second."""
 
 _MAGIC = b"LCspace1"
-_RECORD = struct.Struct("<8s16sQQ")
+_RECORD = struct.Struct(">8s16sQQ")
 _SUM = 16
 _PARTIAL = re.compile(r"[0-9a-f]+\.([0-9]+)\.[0-9a-f]+\.part")
 # A name moves from the first of these to the last, so a walk in this order misses none: it may count one twice.
