@@ -15,8 +15,7 @@ from functools import partial
 import pytest
 
 from layercache.errors import InUseError, LayerCacheError, NamespacePurgedError, NotFoundError, StoreError
-from layercache.oci import OCTET_STREAM, Descriptor, Digest, Reference
-from layercache.oci import Platform
+from layercache.oci import OCTET_STREAM, Descriptor, Digest, Platform, Reference
 from layercache.store import Blob, Budget, NamespaceName, Ref, Store
 from layercache.testing._inodes import PAGE
 from layercache.testing.disk import Process, SimulatedDisk
@@ -67,6 +66,15 @@ def work(process: Process, rng: random.Random, budget: Budget, seen: Counter[str
     """Do this and that, as one process."""
     store = Store("", disk=process, budget=budget)
     held: list[tuple[Blob, bytes]] = []
+    evict = store.space.evict
+    assert evict is not None
+
+    def counted(need: int) -> int:
+        freed = evict(need)
+        seen["evicted" if freed else "kept"] += 1
+        return freed
+
+    store.space.evict = counted
     try:
         for _ in range(rng.randrange(6, 14)):
             verb = rng.choices(("put", "open", "remove", "refer", "recover", "tidy", "purge"), (60, 15, 8, 6, 3, 3, 2))[
@@ -162,6 +170,8 @@ def play(seed: int, seen: Counter[str]) -> None:
     store.close()
 
 
+# A process that was killed leaves generators that cannot close what they have open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.timeout(600)
 def test_the_count_holds_at_every_call_whoever_dies():
     """No order of processes and no death lets the disk hold more than is counted, or pass the budget."""
@@ -173,6 +183,5 @@ def test_the_count_holds_at_every_call_whoever_dies():
         except (ViolationError, LayerCacheError, AssertionError) as error:
             raise AssertionError(f"seed {seed}: {error}") from error
     assert seen["put"] > SEEDS
-    assert seen["NoSpaceError"] > 0
+    assert seen["evicted"] > SEEDS / 10, seen
     assert seen["full"] > SEEDS / 10, seen
-    print(dict(seen))
