@@ -23,6 +23,7 @@ from layercache.inventory import (
     findings,
     image_info,
     only_needed_by,
+    pin_info,
     stored_descriptor,
     stored_document,
     unique,
@@ -34,8 +35,20 @@ from layercache.policy import Quota
 from layercache.policy import Source as Cost
 from layercache.pull import Pull
 from layercache.registry import Registry
-from layercache.reports import BlobInfo, Finding, ImageInfo
-from layercache.store import Blob, Generation, NamespaceName, Receipt, Ref, Store
+from layercache.reports import BlobInfo, Finding, ImageInfo, PinInfo
+from layercache.store import (
+    Blob,
+    Generation,
+    NamespaceName,
+    Pin,
+    Receipt,
+    Ref,
+    Store,
+    check_pin_name,
+    pin,
+    pins,
+    unpin,
+)
 
 __all__ = ["Namespace", "as_platform"]
 
@@ -344,6 +357,37 @@ class Namespace:
             except (NotFoundError, InUseError):
                 continue
         return tuple(removed)
+
+    def pin(self, name: str, reference: Reference | str) -> PinInfo:
+        """Keep an image that is here whole from being evicted, for good, and return the pin.
+
+        It survives restarts, and ends with :meth:`unpin` or a purge. A pin of that name is replaced. What the reference
+        comes to mean later is not pinned.
+
+        :raises NotFoundError: when the reference is not known here, or a blob of it is not here.
+        """
+        generation = self._existing()
+        ref = self._ref(generation, _reference(reference))
+        image = image_info(generation, ref)
+        if image.missing:
+            raise NotFoundError(f"{len(image.missing)} blobs of {ref.reference} are not here", hint="pull it")
+        made = Pin(check_pin_name(name), ref.reference, image.digest, image.blobs, generation.disk.now())
+        pin(generation, made, image.blobs)
+        return pin_info(generation, made)
+
+    def unpin(self, name: str) -> None:
+        """Let go of what a pin keeps.
+
+        :raises NotFoundError: when there is none of that name.
+        """
+        unpin(self._existing(), check_pin_name(name))
+
+    def pins(self) -> Iterator[PinInfo]:
+        """Yield the pins of this namespace."""
+        generation = self._generation(create=False)
+        if generation is not None:
+            for found in pins(generation):
+                yield pin_info(generation, found)
 
     def purge(self, *, wait: float = 5.0, trim: bool = False) -> Receipt:
         """Remove everything of this namespace, whoever is using it, and return what was reached.

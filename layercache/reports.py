@@ -203,6 +203,32 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class PinInfo:
+    """A pin: the image that ``reference`` meant when it was ``created`` (seconds since the epoch).
+
+    Its blobs are not evicted. ``missing`` are those that went all the same: removed by name, or damaged.
+    """
+
+    name: str
+    reference: Reference
+    digest: Digest
+    blobs: tuple[Digest, ...]
+    missing: tuple[Digest, ...]
+    created: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pin as JSON values."""
+        return {
+            "name": self.name,
+            "reference": str(self.reference),
+            "digest": str(self.digest),
+            "blobs": [str(digest) for digest in self.blobs],
+            "missing": [str(digest) for digest in self.missing],
+            "created": self.created,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Something that is not as it should be.
 

@@ -8,6 +8,7 @@ from layercache.store._ingest import Ingest
 from layercache.store._layout import Meta, NamespaceName, Ref
 from layercache.store._leftovers import Leftover
 from layercache.store._limits import Amount, Budget
+from layercache.store._pins import Pin, check_pin_name, pin, pins, unpin
 from layercache.store._read import Blob
 from layercache.store._receipts import Receipt
 from layercache.store._store import Store, Tenancy
@@ -21,8 +22,13 @@ __all__ = [
     "Leftover",
     "Meta",
     "NamespaceName",
+    "Pin",
     "Receipt",
     "Ref",
     "Store",
     "Tenancy",
+    "check_pin_name",
+    "pin",
+    "pins",
+    "unpin",
 ]

@@ -12,18 +12,20 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import xxhash
 
-from layercache.errors import FormatError, InUseError, LayerCacheError, NotFoundError
+from layercache.errors import FormatError, InUseError, LayerCacheError, NotFoundError, SealError
 from layercache.policy import Policy, Quota, Source, Victim
 from layercache.store import _removal
 from layercache.store._disk import Dir, Disk
 from layercache.store._files import PATIENCE, lock_within, read_record
 from layercache.store._generation import Generation
-from layercache.store._layout import EVICT_LOCK, POLICY, QUOTA, generation_name, parse_generation_name
+from layercache.store._layout import EVICT_LOCK, POLICY, QUOTA, Slot, generation_name, parse_generation_name
 from layercache.store._limits import Limits
+from layercache.store._pins import pinned
 from layercache.store._slots import Slots
 from layercache.store._space import Space
 from layercache.store._uses import Use, take_uses
@@ -98,7 +100,7 @@ class Evictor:
             if generation is None:
                 scene.policy.remove_namespace(folder)
                 return 0
-            freed = _removal.evict(generation, name, may_go=lambda: True)
+            freed = _removal.evict(generation, name, may_go=partial(_may_go, generation, name))
         except NotFoundError:
             scene.policy.forget(victim.key)
             return 0
@@ -133,6 +135,7 @@ class Evictor:
         here: dict[str, tuple[float, int]] = {}
         uses: list[tuple[Use, str]] = []
         quotas: dict[str, Quota] = {}
+        kept: set[str] = set()
         for generation in self._generations():
             folder = generation_name(generation.slot, generation.generation)
             generation.note_uses()
@@ -140,12 +143,15 @@ class Evictor:
             if part is not None:
                 parts[folder] = part
             uses += [(use, folder) for use in take_uses(self._disk, generation.folder)]
+            held = pinned(generation)
             quota = _quota(read_record(self._disk, generation.folder, QUOTA))
             if quota is not None:
                 quotas[folder] = quota
             for name, created, size in _stored(generation):
                 here[f"{folder}/{name}"] = (created, size)
-        scene = _Scene(self._restored(parts), quotas)
+                if held is None or name in held:
+                    kept.add(f"{folder}/{name}")
+        scene = _Scene(self._restored(parts), quotas, kept)
         _tell(scene.policy, here, uses)
         return scene
 
@@ -179,7 +185,7 @@ class Evictor:
         """Yield each generation that lives, open until the next one is asked for. One that fails hinders no other."""
         for slot in self._slots.names():
             try:
-                generation = self._slots.live(slot, keyless=True)
+                generation = _live(self._slots, slot)
             except (OSError, LayerCacheError) as error:
                 _log.warning("a namespace could not be looked at: %s", error)
                 continue
@@ -203,7 +209,7 @@ class _Openings:
         if self._last[0] != folder:
             self.close()
             parsed = parse_generation_name(folder)
-            found = None if parsed is None else self._slots.live(parsed[0], keyless=True)
+            found = None if parsed is None else _live(self._slots, parsed[0])
             if found is not None and parsed is not None and found.generation != parsed[1]:
                 found.close()
                 found = None
@@ -221,6 +227,20 @@ class _Openings:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _live(slots: Slots, slot: Slot) -> Generation | None:
+    """Return the generation that lives in a slot, with its key where that is at hand: pins are read with it."""
+    try:
+        return slots.live(slot)
+    except SealError:
+        return slots.live(slot, keyless=True)
+
+
+def _may_go(generation: Generation, name: str) -> bool:
+    """Look at the pins once more, now that nobody has the blob: whoever pins it holds it meanwhile."""
+    held = pinned(generation)
+    return held is not None and name not in held
 
 
 def _stored(generation: Generation) -> Iterator[tuple[str, float, int]]:

@@ -94,6 +94,9 @@ class SealedForm:
     def ref_name(self, reference: Reference) -> str:
         return self._hashed("ref", str(reference))
 
+    def pin_name(self, name: str) -> str:
+        return self._hashed("pin", name)
+
     def partial(self, digest: Digest, size: int, boot: str) -> Partial:
         return Partial(f"{self._hashed('partial', f'{digest} {size}')}.{self.head + size}", boot)
 

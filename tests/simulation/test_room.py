@@ -17,6 +17,7 @@ import pytest
 from layercache.errors import InUseError, LayerCacheError, NamespacePurgedError, NotFoundError, StoreError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest, Platform, Reference
 from layercache.store import Blob, Budget, NamespaceName, Ref, Store
+from layercache.store import _space as space_room
 from layercache.testing._inodes import PAGE
 from layercache.testing.disk import Process, SimulatedDisk
 from layercache.testing.model import ViolationError
@@ -29,6 +30,9 @@ BUDGET = 7 * 1024 * KIB
 ROOM = 700 * KIB
 SEEDS = 100
 SOAK = "LAYERCACHE_SOAK" in os.environ
+
+SMALL = 64 * KIB
+"""For small records that have room and are not there when a walk comes by."""
 
 _NAMES = tuple(map(NamespaceName, ("a", "b")))
 _CONTENTS = [
@@ -56,7 +60,8 @@ class Watch:
         used = _HEAD.unpack(raw)[2]
         taken = PAGE * sum(found.blocks for found in self.disk.tree.walk(self.disk.tree.root))
         self.most, self.steps = max(self.most, taken), self.steps + 1
-        if taken > used:
+        # What is kept back for those who ask nobody is counted, and must not hide what is counted too low.
+        if taken + space_room._APART - SMALL > used:
             raise ViolationError(f"{taken} bytes on disk, {used} counted")
         if taken > self.budget:
             raise ViolationError(f"{taken} bytes on disk, the budget is {self.budget}")
