@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
-from layercache.errors import FormatError, StoreClosedError, StoreError, UnsafeRootError
+from layercache.errors import FormatError, NotFoundError, StoreClosedError, StoreError, UnsafeRootError
 from layercache.janitor import Janitor
 from layercache.namespace import Namespace, as_platform
 from layercache.oci import Platform, Repository
 from layercache.policy import Quota, Source
 from layercache.registry import Credentials, EcrCredentials, Mirror, Pace, Registry, Tls
-from layercache.reports import NamespaceInfo, ReceiptsReport
+from layercache.reports import NamespaceInfo, NamespaceUsage, Pruned, ReceiptsReport, Usage
 from layercache.store import Amount, Budget, NamespaceName, Receipt, Store
 
 __all__ = ["LayerCache", "default_root"]
@@ -150,6 +150,76 @@ class LayerCache:
                 NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size, tenancy.sealed)
             )
         return sorted(found, key=lambda info: (info.name or "", info.slot))
+
+    def usage(self) -> Usage:
+        """Return what the root takes, by namespace, and how much of that could go. Looks at every file of the root.
+
+        :raises StoreError: when the root cannot be used.
+        """
+        store = self.store()
+        counted, used = store.space.measure()
+        names = self._names()
+        limits = store.limits
+        assert limits is not None  # noqa: S101 - this class always gives a budget
+        found = [
+            NamespaceUsage(
+                names.get(one.slot),
+                one.slot,
+                one.blobs,
+                one.bytes,
+                one.reserved,
+                one.evictable,
+                one.pinned,
+                one.leased,
+            )
+            for one in store.holdings()
+        ]
+        found.sort(key=lambda one: (one.name or "", one.slot))
+        return Usage(limits.most, used, max(0, counted - used), store.space.free(), limits.floor, tuple(found))
+
+    def prune(
+        self,
+        namespace: str | None = None,
+        *,
+        to: int | str | None = None,
+        older_than: float = 0.0,
+        dry_run: bool = False,
+    ) -> list[Pruned]:
+        """Evict what is neither open nor pinned, worth least first, and return what went.
+
+        :param namespace: of this namespace only.
+        :param to: no more than it takes for the root to use so much, in the words of ``budget``. Default: all of it.
+        :param older_than: only what was not used for so many seconds.
+        :param dry_run: nothing goes; blobs that are open may be among the answer.
+        :raises NotFoundError: when there is no such namespace.
+        :raises StoreError: when the root cannot be written, or somebody keeps a lock.
+        """
+        store = self.store()
+        need = None
+        if to is not None:
+            need = store.space.measure()[1] - Amount.parse(to).of(shutil.disk_usage(self.root).total)
+            if need <= 0:
+                return []
+        slots = {name: slot for slot, name in self._names().items()}
+        if namespace is not None and namespace not in slots:
+            raise NotFoundError("the namespace holds nothing")
+        wanted = None if namespace is None else slots[namespace]
+        if store.evictor is None:
+            return []
+        gone = []
+        names = self._names()
+        for victim, used in store.evictor.prune(need, slot=wanted, older_than=older_than, dry_run=dry_run):
+            folder, _, blob = victim.key.partition("/")
+            slot = folder.partition(".")[0]
+            gone.append(Pruned(names.get(slot), slot, blob, victim.size, victim.why, used))
+        return gone
+
+    def _names(self) -> dict[str, str]:
+        return {
+            tenancy.slot: tenancy.name.text
+            for tenancy in self.store().namespaces()
+            if tenancy.name is not None and tenancy.state == "live"
+        }
 
     def purge_matching(self, pattern: str, *, wait: float = 5.0, trim: bool = False) -> dict[str, Receipt]:
         """Purge every namespace whose name matches, and return a receipt for each by its name.

@@ -56,7 +56,7 @@ class Janitor:
                 pass
             else:
                 self._swept = True
-        if freed := store.tidy():
+        if store.evictor is not None and (freed := store.evictor.tidy()):
             _log.info("evicted %d bytes", freed)
         # Half of the period is left for a scrub that comes late or takes long.
         control = Control(cancel=self._stop)

@@ -150,8 +150,8 @@ class Disk(Protocol):
         """Make the content of a file, or the names in a directory, survive a power cut."""
         ...
 
-    def touch(self, file: File) -> None:
-        """Set the modification time to now."""
+    def touch(self, file: File, when: float | None = None) -> None:
+        """Set the modification time, in seconds since the epoch; to now without one."""
         ...
 
     def rename(self, at: Dir, name: str, to: Dir, new: str, *, replace: bool) -> None:
@@ -371,8 +371,8 @@ class PosixDisk:
             with suppress(InterruptedError):  # it is closed all the same
                 os.close(os.dup(handle.fd))
 
-    def touch(self, file: File) -> None:
-        os.utime(file.fd)
+    def touch(self, file: File, when: float | None = None) -> None:
+        os.utime(file.fd, None if when is None else (when, when))
 
     def rename(self, at: Dir, name: str, to: Dir, new: str, *, replace: bool) -> None:
         if replace:

@@ -21,6 +21,7 @@ from layercache.errors import FormatError, InUseError, LayerCacheError, NotFound
 from layercache.policy import Policy, Quota, Source, Victim
 from layercache.store import _removal
 from layercache.store._disk import Dir, Disk
+from layercache.store._faults import guarding
 from layercache.store._files import PATIENCE, lock_within, read_record
 from layercache.store._generation import Generation
 from layercache.store._layout import EVICT_LOCK, POLICY, QUOTA, Slot, generation_name, parse_generation_name
@@ -30,7 +31,7 @@ from layercache.store._slots import Slots
 from layercache.store._space import Space
 from layercache.store._uses import Use, take_uses
 
-__all__ = ["Evictor"]
+__all__ = ["Evictor", "generations", "stored"]
 
 _log = logging.getLogger("layercache.store")
 
@@ -45,6 +46,8 @@ class _Scene:
     policy: Policy
     quotas: dict[str, Quota] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
+    used: dict[str, float] = field(default_factory=dict)
+    """When each blob was used last, or came; in seconds since the epoch."""
 
 
 class Evictor:
@@ -68,15 +71,37 @@ class Evictor:
                 freed += self._evict(scene, need - freed)
             return freed
 
-    def plan(self, need: int) -> list[Victim]:
-        """Return what :meth:`evict` would choose, in order. Nothing goes."""
-        with self._looking() as scene:
-            return scene.policy.copy().victims(need, skip=scene.kept, quotas=scene.quotas)
+    def prune(
+        self, need: int | None, *, slot: Slot | None, older_than: float, dry_run: bool
+    ) -> list[tuple[Victim, float]]:
+        """Evict as much as can go, at most ``need`` bytes where given; return what went and when it was used last.
+
+        :param slot: of this namespace only.
+        :param older_than: only what was not used for so many seconds.
+        :param dry_run: nothing goes; what is open somewhere may be among the answer.
+        :raises StoreError: when the root cannot be written, or another process keeps the lock.
+        """
+        state = None if slot is None else self._slots.state_of(slot)
+        folder = None if slot is None or state is None else generation_name(slot, state.generation)
+        with guarding("evict"), self._looking() as scene:
+            before = self._disk.now() - older_than
+            skip = scene.kept | {key for key, used in scene.used.items() if older_than and used > before}
+            most = sum(scene.policy.usage(name) for name in {key.partition("/")[0] for key in scene.used})
+            policy = scene.policy.copy() if dry_run else scene.policy
+            victims = policy.victims(most if need is None else need, skip=skip, quotas=scene.quotas, namespace=folder)
+            if not dry_run:
+                with _Openings(self._slots) as opened:
+                    victims = [victim for victim in victims if self._drop(scene, opened, victim)]
+            return [(victim, scene.used[victim.key]) for victim in victims]
 
     def tidy(self) -> int:
-        """Evict down to the low watermark if the root is over the high one; return the bytes that went."""
-        used = self._space.count()
-        return self.evict(used - self._limits.low) if used > self._limits.high else 0
+        """Evict down to the low watermark if the root is over the high one; return the bytes that went.
+
+        :raises StoreError: when the root cannot be written, or somebody keeps a lock.
+        """
+        with guarding("evict"):
+            used = self._space.count()
+            return self.evict(used - self._limits.low) if used > self._limits.high else 0
 
     # -- inside
 
@@ -107,7 +132,7 @@ class Evictor:
         except InUseError:
             scene.kept.add(victim.key)
             return 0
-        except LayerCacheError as error:
+        except (OSError, LayerCacheError) as error:
             _log.warning("a blob could not be evicted: %s", error)
             scene.kept.add(victim.key)
             return 0
@@ -136,29 +161,32 @@ class Evictor:
         uses: list[tuple[Use, str]] = []
         quotas: dict[str, Quota] = {}
         kept: set[str] = set()
-        for generation in self._generations():
+        for generation in generations(self._slots):
             folder = generation_name(generation.slot, generation.generation)
-            generation.note_uses()
-            part = _load(self._disk, generation.folder)
-            if part is not None:
-                parts[folder] = part
-            uses += [(use, folder) for use in take_uses(self._disk, generation.folder)]
-            held = pinned(generation)
-            quota = _quota(read_record(self._disk, generation.folder, QUOTA))
-            if quota is not None:
-                quotas[folder] = quota
-            for name, created, size in _stored(generation):
-                here[f"{folder}/{name}"] = (created, size)
-                if held is None or name in held:
-                    kept.add(f"{folder}/{name}")
-        scene = _Scene(self._restored(parts), quotas, kept)
+            with _alone():
+                held = pinned(generation)
+                found = {f"{folder}/{name}": (created, size) for name, created, size in stored(generation)}
+                quota = _quota(read_record(self._disk, generation.folder, QUOTA))
+                part = _load(self._disk, generation.folder)
+                generation.note_uses()
+                fresh = take_uses(self._disk, generation.folder)
+                for name, time in _last(fresh).items():
+                    if f"{folder}/{name}" in found:
+                        found[f"{folder}/{name}"] = (time, found[f"{folder}/{name}"][1])
+                        _mark(generation, name, time)
+                uses += [(use, folder) for use in fresh]
+                here |= found
+                kept |= {key for key in found if held is None or key.rpartition("/")[2] in held}
+                quotas |= {} if quota is None else {folder: quota}
+                parts |= {} if part is None else {folder: part}
+        scene = _Scene(self._restored(parts), quotas, kept, {key: time for key, (time, _) in here.items()})
         _tell(scene.policy, here, uses)
         return scene
 
     def _restored(self, parts: dict[str, Any]) -> Policy:
         root = _load(self._disk, self._disk.root)
         if root is not None and root.get("policy") == self._name:
-            with suppress(FormatError):
+            with suppress(FormatError, TypeError, ValueError, AttributeError):
                 # Parts may be of other moments than the rest: the clock must not be behind any of them.
                 clock = max([root.get("clock", 0), *(max(part.get("seen", [0]), default=0) for part in parts.values())])
                 policy = Policy.restore(root | {"namespaces": parts, "clock": clock})
@@ -170,31 +198,17 @@ class Evictor:
     def _keep(self, policy: Policy) -> None:
         state = policy.state()
         parts = state.pop("namespaces")
-        for generation in self._generations():
+        for generation in generations(self._slots):
             part = parts.get(generation_name(generation.slot, generation.generation))
             if part is not None:
-                _save(self._disk, self._space, generation.folder, part)
+                with _alone():
+                    _save(self._disk, self._space, generation.folder, part)
         _save(self._disk, self._space, self._disk.root, state)
 
     def _each(self, call: Any) -> Iterator[int]:
-        for generation in self._generations():
-            with suppress(LayerCacheError):
+        for generation in generations(self._slots):
+            with _alone():
                 yield call(generation)
-
-    def _generations(self) -> Iterator[Generation]:
-        """Yield each generation that lives, open until the next one is asked for. One that fails hinders no other."""
-        for slot in self._slots.names():
-            try:
-                generation = _live(self._slots, slot)
-            except (OSError, LayerCacheError) as error:
-                _log.warning("a namespace could not be looked at: %s", error)
-                continue
-            if generation is not None:
-                try:
-                    with suppress(LayerCacheError, OSError):
-                        yield generation
-                finally:
-                    generation.close()
 
 
 class _Openings:
@@ -237,13 +251,37 @@ def _live(slots: Slots, slot: Slot) -> Generation | None:
         return slots.live(slot, keyless=True)
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let one namespace that fails hinder no other."""
+    try:
+        yield
+    except (OSError, LayerCacheError) as error:
+        _log.warning("a namespace could not be looked at: %s", error)
+
+
 def _may_go(generation: Generation, name: str) -> bool:
     """Look at the pins once more, now that nobody has the blob: whoever pins it holds it meanwhile."""
     held = pinned(generation)
     return held is not None and name not in held
 
 
-def _stored(generation: Generation) -> Iterator[tuple[str, float, int]]:
+def generations(slots: Slots) -> Iterator[Generation]:
+    """Yield each generation that lives, open until the next one is asked for. One that fails hinders no other."""
+    for slot in slots.names():
+        try:
+            generation = _live(slots, slot)
+        except (OSError, LayerCacheError) as error:
+            _log.warning("a namespace could not be looked at: %s", error)
+            continue
+        if generation is not None:
+            try:
+                yield generation
+            finally:
+                generation.close()
+
+
+def stored(generation: Generation) -> Iterator[tuple[str, float, int]]:
     """Yield what is here: file name, when it came, bytes it takes."""
     disk = generation.disk
     with generation.guarding("list blobs"):
@@ -280,6 +318,23 @@ def _tell(policy: Policy, here: dict[str, tuple[float, int]], uses: list[tuple[U
             policy.hit(key)
         else:
             policy.image(key, [f"{folder}/{name}" for name in names], namespace=folder)
+
+
+def _last(uses: list[Use]) -> dict[str, float]:
+    """Return when each blob was used last."""
+    times = sorted((use.time, use.names[0]) for use in uses if use.kind == "h" and math.isfinite(use.time))
+    return {name: time for time, name in times}
+
+
+def _mark(generation: Generation, name: str, when: float) -> None:
+    """Let the modification time of a blob say when it was used last."""
+    with suppress(FileNotFoundError), generation.blobs.folder(name) as blobs:
+        if blobs is not None:
+            file = generation.disk.open(blobs, name)
+            try:
+                generation.disk.touch(file, when)
+            finally:
+                generation.disk.close(file)
 
 
 def _quota(raw: bytes | None) -> Quota | None:

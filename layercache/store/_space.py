@@ -150,6 +150,15 @@ class Space:
                 self._write(lock, Count(max(0, count.used - size), count.walk))
         self._hopeless = 0.0
 
+    def free(self) -> int:
+        """Return the bytes that the filesystem has left."""
+        return self._disk.room().free
+
+    def measure(self) -> tuple[int, int]:
+        """Walk over the root; return what is counted, and how much of that is on disk now."""
+        with self._locked() as lock:
+            return self._walk(lock).used, self.below(self._disk.root)[0]
+
     def count(self) -> int:
         """Walk over the root and return what it takes, with what is reserved. Takes as long as a listing of it."""
         with self._locked() as lock:
@@ -238,14 +247,15 @@ class Space:
         before = self._read(lock)
         ballast = self._disk.stat(self._disk.root, BALLAST)
         used = _APART + max(0, _BALLAST - (0 if ballast is None else ballast.allocated))
-        used += self._below(self._disk.root)
+        used += sum(self.below(self._disk.root))
         # Never the number of a walk before: who asked then must not subtract now.
         count = Count(used, int(self._disk.now() * 1e6) if before is None else before.walk + 1)
         self._write(lock, count)
         return count
 
-    def _below(self, at: Dir) -> int:
-        disk, used = self._disk, 0
+    def below(self, at: Dir) -> tuple[int, int]:
+        """Return the bytes that everything below a directory takes, and those that it will take beyond them."""
+        disk, used, promised = self._disk, 0, 0
         for name in sorted(disk.names(at), key=lambda name: (_ORDER.get(name, len(_ORDER)), name)):
             status = disk.stat(at, name)
             if status is None:
@@ -257,14 +267,17 @@ class Space:
                 except FileNotFoundError:
                     continue
                 try:
-                    below = self._below(folder)
-                    used += max(below, GENERATION) if parse_generation_name(name) is not None else below
+                    inside, more = self.below(folder)
                 finally:
                     disk.close(folder)
+                used += inside
+                promised += more
+                if parse_generation_name(name) is not None:
+                    promised += max(0, GENERATION - inside - more)
             elif (partial := _PARTIAL.fullmatch(name)) is not None:
                 # All that it will take was taken when it was begun, whether or not it is there yet.
-                used += max(0, footprint(int(partial[1])) - status.allocated)
-        return used
+                promised += max(0, footprint(int(partial[1])) - status.allocated)
+        return used, promised
 
 
 def _no_room(what: str) -> NoSpaceError:

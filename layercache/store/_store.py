@@ -74,6 +74,7 @@ from layercache.store._receipts import Receipt
 from layercache.store._scrub import scrub
 from layercache.store._slots import Slots
 from layercache.store._space import Space
+from layercache.store._usage import Holding, holdings
 
 __all__ = ["Store", "Tenancy"]
 
@@ -120,7 +121,7 @@ class Store:
         self._closed = False
         self._disk = PosixDisk.open_root(root) if disk is None else disk
         self._health = Health(self._disk.now)
-        self._evictor: Evictor | None = None
+        self.evictor: Evictor | None = None
         self._opened: list[Handle] = [self._disk.root]
         try:
             with guarding("open the root"):
@@ -138,8 +139,8 @@ class Store:
                     place, health=self._health, keys=self._keys, space=self.space, writable=self.writable
                 )
                 if self.space.limits is not None:
-                    self._evictor = Evictor(self._disk, self._slots, self.space, self.space.limits)
-                    self.space.evict = self._evictor.evict
+                    self.evictor = Evictor(self._disk, self._slots, self.space, self.space.limits)
+                    self.space.evict = self.evictor.evict
                 if self.writable:
                     ballast.prepare()
                     self._slots.resume(budget=_BUDGET)
@@ -258,19 +259,11 @@ class Store:
                 self.space.count()
             return found
 
-    def tidy(self) -> int:
-        """Evict down to the low watermark of the budget if the root is over the high one; return the bytes that went.
-
-        Goes over every entry of the root.
-
-        :raises StoreError: when somebody keeps a lock.
-        """
+    def holdings(self) -> list[Holding]:
+        """Return what each living generation takes, and how much of that could go. Looks at every blob."""
         self._check_open()
-        if self._evictor is None:
-            return 0
-        with guarding("evict"):
-            self._check_writable()
-            return self._evictor.tidy()
+        with guarding("look at namespaces"):
+            return list(holdings(self._slots, self.space))
 
     def scrub(self, *, older_than: float, rate: float, control: Control) -> Iterator[Finding]:
         """Compare every blob not compared with its digest for ``older_than`` seconds, at ``rate`` bytes a second.

@@ -267,9 +267,9 @@ class Process:
             raise _error(fault.code or errno.EIO)
         node.flush()
 
-    def touch(self, file: File) -> None:
+    def touch(self, file: File, when: float | None = None) -> None:
         self._begin("touch")
-        self._node(file).mtime = self.disk.clock
+        self._node(file).mtime = self.disk.clock if when is None else when
 
     # -- names
 

@@ -272,7 +272,7 @@ MUTANTS = (
     Mutant(
         "partial counted as what it takes now",
         "_space",
-        "                used += max(0, footprint(int(partial[1])) - status.allocated)\n",
+        "                promised += max(0, footprint(int(partial[1])) - status.allocated)\n",
         "                pass\n",
         test=_ROOM,
     ),

@@ -46,6 +46,7 @@ PLACES = {
     "trash/<slot>.<gen>/": rf"trash(/{_GEN})?",
     "fence": rf"{_TENANT}/fence(\.new)?",
     "name": rf"{_TENANT}/name(\.new)?",
+    "pins/<64 hex>": rf"{_TENANT}/pins(/{_NAME})?",
     "hints": rf"{_TENANT}/hints",
     "quota": rf"{_TENANT}/quota",
     "in/": rf"{_TENANT}/in(/{_NAME}\.\d+\.[0-9a-f]+\.(part|sums)|/tmp\.[0-9a-f]+\.[0-9a-f]+)?",

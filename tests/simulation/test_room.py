@@ -107,7 +107,8 @@ def act(store: Store, verb: str, rng: random.Random, held: list[tuple[Blob, byte
         store.recover()
         return
     if verb == "tidy":
-        store.tidy()
+        assert store.evictor is not None
+        store.evictor.tidy()
         return
     if verb == "purge":
         store.purge(name, wait=0.0)
