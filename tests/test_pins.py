@@ -9,6 +9,8 @@ import pytest
 from layercache import Digest, LayerCache
 from layercache.cli import main
 from layercache.errors import InvalidError, NoSpaceError, NotFoundError
+from layercache.policy import Policy
+from layercache.store import _files as files_room
 from layercache.testing.images import build_image, layer_tar
 from tests.test_space import MIB, admit, content, opened, taken
 
@@ -94,6 +96,38 @@ def test_a_pull_without_room_gives_the_bytes_all_the_same(root, reference):
             assert content(3 * MIB, 77) in tar.read()
     with opened(root, 0) as cache, cache.namespace("b").pull(reference) as image:
         assert {blob.source for blob in image.report.blobs} == {"bypass"}
+
+
+def test_a_pin_that_comes_after_the_choice_holds(root, reference, monkeypatch):
+    """Who evicts looks at the pins once more when he has the blob to himself."""
+    with opened(root, 64 * MIB) as cache:
+        digests = pulled(cache, reference)
+        real = Policy.victims
+
+        def victims(self, *args, **options):
+            chosen = real(self, *args, **options)
+            if not list(cache.namespace("a").pins()):
+                cache.namespace("a").pin("late", reference)
+            return chosen
+
+        monkeypatch.setattr(Policy, "victims", victims)
+        assert cache.prune() == []
+        assert all(map(cache.namespace("a").contains, digests))
+
+
+def test_nothing_goes_while_it_is_being_pinned(root, reference, monkeypatch):
+    """Its blobs are held from the first look until the pin is durable."""
+    with opened(root, 64 * MIB) as cache:
+        digests = pulled(cache, reference)
+        real = files_room.temporary
+
+        def late(*args):
+            assert cache.prune() == []
+            return real(*args)
+
+        monkeypatch.setattr("layercache.store._pins.temporary", late)
+        assert cache.namespace("a").pin("release", reference).missing == ()
+        assert all(map(cache.namespace("a").contains, digests))
 
 
 def test_a_purge_takes_pins_too(root, reference):

@@ -14,7 +14,7 @@ import pytest
 from layercache import Descriptor, Digest, LayerCache, Namespace
 from layercache.errors import InvalidError, NoSpaceError, NotFoundError
 from layercache.oci import OCTET_STREAM
-from layercache.store import Amount, Budget, NamespaceName, Store
+from layercache.store import Amount, Budget, Generation, NamespaceName, Store
 from layercache.store import _space as space_room
 from layercache.store._disk import PosixDisk, Room
 
@@ -226,6 +226,69 @@ def test_a_partial_keeps_its_room_when_its_writer_goes(root):
         assert cache.store().space.count() >= before + 6 * MIB - space_room.GENERATION
         again.abort()
         assert cache.store().space.count() < before + MIB
+        generation.close()
+
+
+def test_a_walk_during_a_removal_is_not_subtracted_from(root, monkeypatch):
+    """What a walk has not found any more is given back by the walk alone."""
+    with opened(root, 32 * MIB) as cache:
+        digest = admit(cache.namespace("a"), content(6 * MIB, 1))
+        admit(cache.namespace("a"), content(4 * MIB, 2))
+        space, real = cache.store().space, Generation.forget
+
+        def forget(self, name):
+            space.count()
+            return real(self, name)
+
+        monkeypatch.setattr(Generation, "forget", forget)
+        cache.namespace("a").remove(digest)
+        monkeypatch.undo()
+        assert space.counted() >= space.count()
+
+
+def test_a_partial_that_goes_while_it_is_taken_over_is_not_made_anew_without_room(root, monkeypatch):
+    """Whoever drops it gives its room back; the next attempt takes room of its own."""
+    data = content(6 * MIB, 1)
+    with opened(root, 32 * MIB) as cache:
+        generation = cache.store().generation(NAME, create=True)
+        assert generation is not None
+        ingest = generation.begin(described(data))
+        assert ingest is not None
+        ingest.feed(data[: 2 * MIB])
+        ingest.suspend()
+        (partial,) = root.glob("data/*/in/*.part")
+        real = PosixDisk.create
+
+        def create(self, at, name, **options):
+            if name == partial.name:
+                partial.unlink(missing_ok=True)
+            return real(self, at, name, **options)
+
+        monkeypatch.setattr(PosixDisk, "create", create)
+        assert generation.begin(described(data)) is None
+        monkeypatch.undo()
+        before = cache.store().space.count()
+        again = generation.begin(described(data))
+        assert again is not None
+        assert cache.store().space.counted() >= before + 6 * MIB
+        again.abort()
+        generation.close()
+
+
+def test_what_is_reserved_counts_where_blocks_cannot_be_taken_beforehand(root, monkeypatch):
+    """On a filesystem without ``fallocate`` a walk counts what a partial will take, not what it takes."""
+    monkeypatch.setattr(PosixDisk, "reserve", lambda *_: None)
+    data = content(6 * MIB, 1)
+    with opened(root, 20 * MIB) as cache:
+        generation = cache.store().generation(NAME, create=True)
+        assert generation is not None
+        before = cache.store().space.count()
+        ingest = generation.begin(described(data))
+        assert ingest is not None
+        assert cache.store().space.count() >= before + 6 * MIB - space_room.GENERATION
+        with pytest.raises(NoSpaceError):
+            generation.begin(described(content(8 * MIB, 2)))
+        ingest.abort()
         generation.close()
 
 

@@ -267,14 +267,14 @@ MUTANTS = (
         "    walk = generation.space.walk()  # before the first block goes\n",
         "",
         also=(("    return status.size -", "    walk = generation.space.walk()\n    return status.size -"),),
-        test=_ROOM,
+        test="tests/test_space.py::test_a_walk_during_a_removal_is_not_subtracted_from",
     ),
     Mutant(
         "partial counted as what it takes now",
         "_space",
         "                promised += max(0, footprint(int(partial[1])) - status.allocated)\n",
         "                pass\n",
-        test=_ROOM,
+        test="tests/test_space.py::test_what_is_reserved_counts_where_blocks_cannot_be_taken_beforehand",
     ),
     Mutant(
         "walk against the way that names go",
@@ -288,7 +288,7 @@ MUTANTS = (
         "_ingest",
         "            if begun and not (status.size or status.allocated):\n",
         "            if False:\n",
-        test=_ROOM,
+        test="tests/test_space.py::test_a_partial_that_goes_while_it_is_taken_over_is_not_made_anew_without_room",
     ),
     Mutant(
         "count of another boot believed",
@@ -297,6 +297,20 @@ MUTANTS = (
         "if magic != _MAGIC or not boot.rstrip",
         also=((" != self._disk.boot.encode()[:16]:", ":"),),
         test="tests/test_space.py::test_a_count_of_another_boot_is_not_believed",
+    ),
+    Mutant(
+        "pinned while it was chosen, evicted all the same",
+        "_removal",
+        "                if not may_go():\n",
+        "                if False:\n",
+        test="tests/test_pins.py::test_a_pin_that_comes_after_the_choice_holds",
+    ),
+    Mutant(
+        "hold not taken while pinning",
+        "_pins",
+        "            held.enter_context(generation.open(digest))\n",
+        "            generation.open(digest).close()\n",
+        test="tests/test_pins.py::test_nothing_goes_while_it_is_being_pinned",
     ),
     # -- purge
     Mutant(
