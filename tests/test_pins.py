@@ -86,6 +86,20 @@ def test_where_all_is_pinned_nothing_new_is_kept(root, reference):
         assert all(map(cache.namespace("a").contains, digests))
 
 
+def test_housekeeping_takes_what_it_can_where_pins_are_over_the_budget(root, reference):
+    """A budget that was lowered below what is pinned costs all that is not."""
+    with opened(root, 64 * MIB) as cache:
+        digests = pulled(cache, reference)
+        cache.namespace("a").pin("release", reference)
+        other = admit(cache.namespace("b"), content(2 * MIB, 5))
+    with opened(root, 8 * MIB) as cache:
+        evictor = cache.store().evictor
+        assert evictor is not None
+        assert evictor.tidy() >= 2 * MIB
+        assert not cache.namespace("b").contains(other)
+        assert all(map(cache.namespace("a").contains, digests))
+
+
 def test_a_pull_without_room_gives_the_bytes_all_the_same(root, reference):
     """A start never fails for want of room."""
     with opened(root, 9 * MIB) as cache, cache.namespace("a").pull(reference) as image:

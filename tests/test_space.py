@@ -321,6 +321,20 @@ def test_inodes_are_left_to_others_too(root, monkeypatch):
             admit(namespace, content(MIB, 2))
 
 
+def test_who_waited_for_another_to_evict_does_not_evict_again(root):
+    """What was wanted is asked for again once it is this one's turn."""
+    with opened(root, 64 * MIB) as cache:
+        digest = admit(cache.namespace("a"), content(MIB, 1))
+        evictor = cache.store().evictor
+        assert evictor is not None
+        assert evictor.evict(lambda: 0)
+        assert cache.namespace("a").contains(digest)
+        assert not evictor.evict(lambda: 40 * MIB)
+        assert cache.namespace("a").contains(digest)
+        assert evictor.evict(lambda: 1)
+        assert not cache.namespace("a").contains(digest)
+
+
 def test_housekeeping_goes_from_the_high_to_the_low_watermark(root):
     """A budget that was lowered is kept to at the next housekeeping."""
     with opened(root, 64 * MIB) as cache:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,16 +60,20 @@ class Evictor:
         self._limits = limits
         self._name = limits.policy
 
-    def evict(self, need: int) -> int:
-        """Evict at least ``need`` bytes and return how many went; nothing where so much cannot go.
+    def evict(self, wanted: Callable[[], int]) -> bool:
+        """Evict at least the bytes that are wanted once it is this process's turn; false where so much cannot go.
 
         :raises StoreError: when another process keeps the lock.
         """
-        with self._looking() as scene:
+        with self._alone():
+            need = wanted()
+            if need <= 0:
+                return True  # who was at it before has made room for us, too
             freed = sum(self._each(_removal.clear_damaged))
             if freed < need:
-                freed += self._evict(scene, need - freed)
-            return freed
+                with self._looking() as scene:
+                    freed += self._evict(scene, need - freed)
+            return freed >= need
 
     def prune(
         self, need: int | None, *, slot: Slot | None, older_than: float, dry_run: bool
@@ -83,7 +87,7 @@ class Evictor:
         """
         state = None if slot is None else self._slots.state_of(slot)
         folder = None if slot is None or state is None else generation_name(slot, state.generation)
-        with guarding("evict"), self._looking() as scene:
+        with guarding("evict"), self._alone(), self._looking() as scene:
             before = self._disk.now() - older_than
             skip = scene.kept | {key for key, used in scene.used.items() if older_than and used > before}
             most = sum(scene.policy.usage(name) for name in {key.partition("/")[0] for key in scene.used})
@@ -101,7 +105,10 @@ class Evictor:
         """
         with guarding("evict"):
             used = self._space.count()
-            return self.evict(used - self._limits.low) if used > self._limits.high else 0
+        if used <= self._limits.high:
+            return 0
+        gone = self.prune(used - self._limits.low, slot=None, older_than=0.0, dry_run=False)
+        return sum(victim.size for victim, _ in gone)
 
     # -- inside
 
@@ -140,20 +147,24 @@ class Evictor:
         return freed
 
     @contextmanager
-    def _looking(self) -> Iterator[_Scene]:
-        """Hold the lock, know what is here, and keep what was learned."""
-        disk = self._disk
-        lock = disk.create(disk.root, EVICT_LOCK, exist_ok=True)
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock: one process evicts at a time."""
+        lock = self._disk.create(self._disk.root, EVICT_LOCK, exist_ok=True)
         try:
-            lock_within(disk, lock, patience=PATIENCE)
-            scene = self._look()
-            try:
-                yield scene
-            finally:
-                with suppress(OSError, LayerCacheError):
-                    self._keep(scene.policy)
+            lock_within(self._disk, lock, patience=PATIENCE)
+            yield
         finally:
-            disk.close(lock)
+            self._disk.close(lock)
+
+    @contextmanager
+    def _looking(self) -> Iterator[_Scene]:
+        """Know what is here, and keep what was learned; the lock is held."""
+        scene = self._look()
+        try:
+            yield scene
+        finally:
+            with suppress(OSError, LayerCacheError):
+                self._keep(scene.policy)
 
     def _look(self) -> _Scene:
         parts: dict[str, Any] = {}
@@ -163,7 +174,7 @@ class Evictor:
         kept: set[str] = set()
         for generation in generations(self._slots):
             folder = generation_name(generation.slot, generation.generation)
-            with _alone():
+            with _by_itself():
                 held = pinned(generation)
                 found = {f"{folder}/{name}": (created, size) for name, created, size in stored(generation)}
                 quota = _quota(read_record(self._disk, generation.folder, QUOTA))
@@ -201,13 +212,13 @@ class Evictor:
         for generation in generations(self._slots):
             part = parts.get(generation_name(generation.slot, generation.generation))
             if part is not None:
-                with _alone():
+                with _by_itself():
                     _save(self._disk, self._space, generation.folder, part)
         _save(self._disk, self._space, self._disk.root, state)
 
-    def _each(self, call: Any) -> Iterator[int]:
+    def _each(self, call: Callable[[Generation], int]) -> Iterator[int]:
         for generation in generations(self._slots):
-            with _alone():
+            with _by_itself():
                 yield call(generation)
 
 
@@ -252,7 +263,7 @@ def _live(slots: Slots, slot: Slot) -> Generation | None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _by_itself() -> Iterator[None]:
     """Let one namespace that fails hinder no other."""
     try:
         yield

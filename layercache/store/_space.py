@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import xxhash
 
@@ -81,13 +82,14 @@ class Count:
 class Space:
     """The count of one root. Without ``limits`` nothing is counted and nothing refused.
 
-    :ivar evict: makes the given bytes free where it can, and tells how many it did; called without the lock.
+    :ivar evict: makes as many bytes free as it is told when its turn comes, and tells whether it did; called without
+        the lock.
     """
 
     def __init__(self, disk: Disk, limits: Limits | None) -> None:
         self._disk = disk
         self.limits = limits
-        self.evict: Callable[[int], int] | None = None
+        self.evict: Callable[[Callable[[], int]], bool] | None = None
         self._hopeless = 0.0
 
     @contextmanager
@@ -194,11 +196,20 @@ class Space:
             self._disk.close(lock)
             if self.evict is None or attempt == _ATTEMPTS - 1:
                 break
-            if not self.evict(max(short, count.used + need - limits.low)) and not self.evict(short):
+            if not self.evict(partial(self._wanted, need, limits, limits.low)) and not self.evict(
+                partial(self._wanted, need, limits, limits.most)
+            ):
                 break
         now = self._disk.elapsed()
         self._hopeless = now + min(_HOPELESS, _PATIENCE * (now - began))
         raise _no_room(what)
+
+    def _wanted(self, need: int, limits: Limits, down_to: int) -> int:
+        """Return how many bytes must go now for ``need``, and then down to a level; 0 where others have made room."""
+        with self._locked() as lock:
+            count = self._read(lock) or self._walk(lock)
+            short = self._short(count.used, need, limits)
+            return max(short, count.used + need - down_to) if short > 0 else 0
 
     def _short(self, used: int, need: int, limits: Limits) -> int:
         """Return how many bytes must go before ``need`` can be taken; not above zero where it can."""
@@ -274,9 +285,9 @@ class Space:
                 promised += more
                 if parse_generation_name(name) is not None:
                     promised += max(0, GENERATION - inside - more)
-            elif (partial := _PARTIAL.fullmatch(name)) is not None:
+            elif (begun := _PARTIAL.fullmatch(name)) is not None:
                 # All that it will take was taken when it was begun, whether or not it is there yet.
-                promised += max(0, footprint(int(partial[1])) - status.allocated)
+                promised += max(0, footprint(int(begun[1])) - status.allocated)
         return used, promised
 
 

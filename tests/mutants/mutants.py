@@ -272,7 +272,7 @@ MUTANTS = (
     Mutant(
         "partial counted as what it takes now",
         "_space",
-        "                promised += max(0, footprint(int(partial[1])) - status.allocated)\n",
+        "                promised += max(0, footprint(int(begun[1])) - status.allocated)\n",
         "                pass\n",
         test="tests/test_space.py::test_what_is_reserved_counts_where_blocks_cannot_be_taken_beforehand",
     ),

@@ -10,6 +10,7 @@ import os
 import random
 import struct
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -74,10 +75,10 @@ def work(process: Process, rng: random.Random, budget: Budget, seen: Counter[str
     evict = store.space.evict
     assert evict is not None
 
-    def counted(need: int) -> int:
-        freed = evict(need)
-        seen["evicted" if freed else "kept"] += 1
-        return freed
+    def counted(wanted: Callable[[], int]) -> bool:
+        made = evict(wanted)
+        seen["evicted" if made else "kept"] += 1
+        return made
 
     store.space.evict = counted
     try:
