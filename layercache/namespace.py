@@ -422,7 +422,10 @@ class Namespace:
             if self._bound is None:
                 self._bound = self._store().generation(self._name, create=create, sealed=self._sealed)
                 if self._bound is not None and self._quota is not None:
-                    self._bound.set_quota(self._quota)
+                    try:
+                        self._bound.set_quota(self._quota)
+                    except StoreError as error:
+                        _log.warning("a quota is not remembered: %s", error)
             return self._bound
 
     def _forget(self) -> None:

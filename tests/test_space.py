@@ -1,5 +1,6 @@
 """Room: what a root may take, what it takes, and that the first is never less than the second."""
 
+import errno
 import io
 import os
 import random
@@ -108,6 +109,25 @@ def test_a_budget_is_remembered_for_those_who_give_none(root):
     assert limits is not None
     assert (limits.most, limits.policy, limits.floor) == (64 * MIB, "lru", 0)
     with opened(root, "32MiB") as cache:
+        limits = cache.store().limits
+        assert limits is not None
+        assert limits.most == 32 * MIB
+
+
+def test_a_disk_that_cannot_remember_the_budget_is_used_all_the_same(root, monkeypatch):
+    """Neither a new budget nor a quota that cannot be written keeps anybody out."""
+    with opened(root, 64 * MIB) as cache:
+        digest = admit(cache.namespace("a"), content(MIB, 1))
+    real = PosixDisk.rename
+
+    def rename(self, at, name, to, new, *, replace):
+        if new in ("budget", "quota"):
+            raise OSError(errno.ENOSPC, "no space")
+        real(self, at, name, to, new, replace=replace)
+
+    monkeypatch.setattr(PosixDisk, "rename", rename)
+    with opened(root, 32 * MIB) as cache:
+        assert cache.namespace("a", quota="1MiB").contains(digest)
         limits = cache.store().limits
         assert limits is not None
         assert limits.most == 32 * MIB

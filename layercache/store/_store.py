@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -77,6 +78,8 @@ from layercache.store._space import Space
 from layercache.store._usage import Holding, holdings
 
 __all__ = ["Store", "Tenancy"]
+
+_log = logging.getLogger("layercache.store")
 
 _BUDGET = 0.5
 """Seconds that opening spends on purges that others left; the rest goes on beside the caller."""
@@ -404,9 +407,12 @@ class Store:
             with suppress(LayerCacheError):
                 budget = budget if raw is None else Budget.unpack(raw)
         elif self.writable and raw != budget.pack():
-            with temporary(disk, disk.root, budget.pack()) as new:
-                disk.rename(disk.root, new, disk.root, BUDGET, replace=True)
-            disk.sync(disk.root)
+            try:
+                with temporary(disk, disk.root, budget.pack()) as new:
+                    disk.rename(disk.root, new, disk.root, BUDGET, replace=True)
+                disk.sync(disk.root)
+            except OSError as error:
+                _log.warning("the budget is not remembered: %s", error)  # a full disk must not keep anybody out
         return budget.limits(disk.room())
 
     def _use_feature(self, feature: str) -> None:
