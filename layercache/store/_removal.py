@@ -54,7 +54,6 @@ def _remove(
 ) -> tuple[int, int, int]:
     """Return its size, the bytes it took, and what to give them back with."""
     disk = generation.disk
-    walk = generation.space.walk()  # before the first block goes
     with generation.guarding(f"remove {what}"), generation.lock(name):
         generation.check_slot()
         with generation.blobs.folder(name) as blobs:
@@ -69,6 +68,7 @@ def _remove(
                 if not may_go():
                     raise InUseError(f"{what} is pinned", hint="unpin it first")
                 status = disk.fstat(file)
+                walk = generation.space.walk()  # before the first block goes
                 # The file goes before its record: what the record alone leaves is swept, a file alone holds bytes.
                 disk.remove(blobs, name)
                 disk.sync(blobs)

@@ -264,7 +264,7 @@ MUTANTS = (
     Mutant(
         "asked for the walk after the blob went",
         "_removal",
-        "    walk = generation.space.walk()  # before the first block goes\n",
+        "                walk = generation.space.walk()  # before the first block goes\n",
         "",
         also=(("    return status.size -", "    walk = generation.space.walk()\n    return status.size -"),),
         test="tests/test_space.py::test_a_walk_during_a_removal_is_not_subtracted_from",
