@@ -1,5 +1,8 @@
 """What a warm, verified, sequential read costs in a sealed namespace beside one in clear, alone and with SHA-256.
 
+The floors are what neither can do without: a plain read of the file from the page cache with XXH3 of each MiB, and
+AES-256-GCM of as much from one buffer into another, with nothing read.
+
 python -m bench.sealed
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import mmap
 import os
 import random
 import tempfile
@@ -15,9 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import xxhash
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from bench import measure
 from layercache import LayerCache, Namespace
 from layercache.oci import OCTET_STREAM, Digest
+
+_MIB = 1 << 20
 
 
 def main() -> None:
@@ -44,6 +53,8 @@ def main() -> None:
                 "sealed": lambda: _read(sealed, digest),
                 "clear + sha256": lambda: _read(clear, digest, hashlib.sha256()),
                 "sealed + sha256": lambda: _read(sealed, digest, hashlib.sha256()),
+                "floor: read + XXH3": lambda: _floor_clear(file),
+                "floor: AES-256-GCM": lambda: _floor_sealed(options.mib),
             }
             costs: dict[str, list[measure.Cost]] = {contender: [] for contender in contenders}
             for number in range(options.rounds + 1):  # the first warms up
@@ -56,7 +67,12 @@ def main() -> None:
             sealed.purge()
     ratios = {
         f"{two} / {one}": median(b.cpu / a.cpu for a, b in zip(costs[one], costs[two], strict=True))
-        for one, two in (("clear", "sealed"), ("clear + sha256", "sealed + sha256"))
+        for one, two in (
+            ("clear", "sealed"),
+            ("clear + sha256", "sealed + sha256"),
+            ("clear", "floor: AES-256-GCM"),
+            ("floor: read + XXH3", "floor: AES-256-GCM"),
+        )
     }
     middle = {contender: measure.middle(some) for contender, some in costs.items()}
     per_gib = 1024 / options.mib
@@ -74,11 +90,27 @@ def _read(namespace: Namespace, digest: Digest, into: hashlib._Hash | None = Non
                 into.update(chunk)
 
 
+def _floor_clear(file: Path) -> None:
+    buffer = memoryview(mmap.mmap(-1, 8 * _MIB))
+    with file.open("rb", buffering=0) as opened:
+        while count := opened.readinto(buffer):
+            for start in range(0, count, _MIB):
+                xxhash.xxh3_128_digest(buffer[start : start + _MIB])
+
+
+def _floor_sealed(mib: int) -> None:
+    cipher, nonce, aad = AESGCM(bytes(32)), bytes(12), bytes(32)
+    sealed, clear = (memoryview(mmap.mmap(-1, size)) for size in (_MIB + 4096, _MIB))
+    raw = cipher.encrypt(nonce, bytes(_MIB), aad)
+    sealed[: len(raw)] = raw
+    for _ in range(mib):
+        cipher.decrypt_into(nonce, sealed[: len(raw)], aad, clear)
+
+
 def _cost(work: Callable[[], None]) -> measure.Cost:
-    wall, before = time.perf_counter(), os.times()
+    wall, cpu = time.perf_counter(), time.process_time()
     work()
-    after = os.times()
-    return measure.Cost(time.perf_counter() - wall, after.user + after.system - before.user - before.system)
+    return measure.Cost(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from layercache.image import Image, Layer
 from layercache.namespace import Namespace
 from layercache.oci import Descriptor, DiffID, Digest, MediaType, Platform, Reference, Repository
 from layercache.reports import BlobInfo, BlobReport, Check, Finding, ImageInfo, NamespaceInfo, PullReport
-from layercache.store import Receipt
+from layercache.store import KmsKey, Receipt
 from layercache.stream import ByteStream
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Finding",
     "Image",
     "ImageInfo",
+    "KmsKey",
     "Layer",
     "LayerCache",
     "LayerCacheError",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from layercache.errors import FormatError, NotFoundError, StoreClosedError, StoreError, UnsafeRootError
 from layercache.janitor import Janitor
@@ -20,7 +20,7 @@ from layercache.oci import Platform, Repository
 from layercache.policy import Quota, Source
 from layercache.registry import Credentials, EcrCredentials, Mirror, Pace, Registry, Tls
 from layercache.reports import NamespaceInfo, NamespaceUsage, Pruned, ReceiptsReport, Usage
-from layercache.store import Amount, Budget, NamespaceName, Receipt, Store
+from layercache.store import Amount, Budget, KmsKey, NamespaceName, Receipt, Seal, Store
 
 __all__ = ["LayerCache", "default_root"]
 
@@ -62,6 +62,8 @@ class LayerCache:
     :param mirrors: by registry host (``docker.io``), what is asked before the registry itself.
     :param hosts_dir: a directory of ``hosts.toml`` files as containerd has it (``/etc/containerd/certs.d``).
     :param tls: certificates for the registries themselves.
+    :param kms: the key of AWS KMS for namespaces with ``seal="kms"``. Default: ``LAYERCACHE_KMS_KEY``, with boto3's
+        chain of credentials.
     :param janitor: let a thread of this process sweep and scrub the root now and then, if no other process does.
     """
 
@@ -80,6 +82,7 @@ class LayerCache:
         mirrors: Mapping[str, Sequence[Mirror | str]] | None = None,
         hosts_dir: str | os.PathLike[str] | None = None,
         tls: Tls | None = None,
+        kms: KmsKey | None = None,
     ) -> None:
         if jobs < 1:
             raise ValueError("jobs must be at least 1")
@@ -90,6 +93,7 @@ class LayerCache:
         self._lock = threading.Lock()
         self._credentials, self._mirrors = credentials, dict(mirrors or {})
         self._hosts_dir, self._tls = hosts_dir, tls
+        self._kms = kms or KmsKey()
         self._registries: dict[tuple[str, str, bool | None], Registry] = {}
         self._pace = Pace()
         self._costs: dict[str, Source] = {}
@@ -110,7 +114,7 @@ class LayerCache:
         self,
         name: str,
         *,
-        seal: Literal["ephemeral"] | None = None,
+        seal: Seal | None = None,
         quota: int | str | None = None,
         floor: int | str = 0,
     ) -> Namespace:
@@ -119,20 +123,21 @@ class LayerCache:
         This is the only place that takes a namespace's name; whoever has the handle has the namespace.
 
         :param name: any non-empty text of at most 255 bytes.
-        :param seal: ``"ephemeral"`` keeps its content encrypted, under a key in memory that a reboot takes; needs the
-            extra ``seal``. A namespace stays as it was begun: without ``seal`` a sealed one is read as such, and asking
-            for a seal where one lives in clear is a :class:`~layercache.errors.SealMismatchError` at the first use.
+        :param seal: keeps its content encrypted: ``"ephemeral"`` under a key in memory that a reboot takes, ``"kms"``
+            under one that is wrapped by a key of AWS KMS; needs the extra ``seal``. A namespace stays as it was begun:
+            without ``seal`` a sealed one is read as such, and asking for a seal where one lives in clear or otherwise
+            sealed is a :class:`~layercache.errors.SealMismatchError` at the first use.
         :param quota: what it may take, in the words of ``budget``: when room is needed, who is over its quota pays
             first.
         :param floor: what it keeps whatever room is needed. Both are remembered until the namespace is purged.
         """
-        if seal not in (None, "ephemeral"):
+        if seal not in (None, "ephemeral", "kms"):
             raise ValueError(f"no such seal: {seal!r}")
         limits = None
         if quota is not None or floor:
             total = shutil.disk_usage(self.root).total if self.root.is_dir() else 0
             limits = Quota(None if quota is None else Amount.parse(quota).of(total), Amount.parse(floor).of(total))
-        return self._namespace(NamespaceName(name), sealed=seal is not None, quota=limits)
+        return self._namespace(NamespaceName(name), seal=seal, quota=limits)
 
     def namespaces(self) -> list[NamespaceInfo]:
         """Return the namespaces that are live or being purged. Reads every namespace's directories.
@@ -147,7 +152,7 @@ class LayerCache:
                     blobs, size = blobs + 1, size + info.size
             name = None if tenancy.name is None else tenancy.name.text
             found.append(
-                NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size, tenancy.sealed)
+                NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size, tenancy.seal)
             )
         return sorted(found, key=lambda info: (info.name or "", info.slot))
 
@@ -267,9 +272,9 @@ class LayerCache:
             if self._closed:
                 raise StoreClosedError("the cache is closed", hint="open it again")
             if self._store is None:
-                self._store = Store(self.root, budget=self._budget)
+                self._store = Store(self.root, budget=self._budget, kms=self._kms)
                 if self._housekeeping:
-                    self._janitor = Janitor(self.store)
+                    self._janitor = Janitor(self.store, let_go=self._let_go)
             return self._store
 
     def registry(self, repository: Repository, plain_http: bool | None, *, tenant: str = "") -> Registry:  # noqa: FBT001
@@ -309,7 +314,7 @@ class LayerCache:
         if store is not None:
             store.close()
 
-    def _namespace(self, name: NamespaceName, *, sealed: bool = False, quota: Quota | None = None) -> Namespace:
+    def _namespace(self, name: NamespaceName, *, seal: Seal | None = None, quota: Quota | None = None) -> Namespace:
         registry = partial(self.registry, tenant=name.text)
         namespace = Namespace(
             name,
@@ -318,12 +323,18 @@ class LayerCache:
             platform=self.platform,
             jobs=self.jobs,
             costs=self._costs,
-            sealed=sealed,
+            seal=seal,
             quota=quota,
         )
         with self._lock:
             self._namespaces.add(namespace)
         return namespace
+
+    def _let_go(self) -> None:
+        with self._lock:
+            namespaces = list(self._namespaces)
+        for namespace in namespaces:
+            namespace.let_go()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

@@ -14,7 +14,8 @@
       NamespacePurgedError    the namespace was purged: get a new handle
       InUseError              somebody holds it: try later
       StoreError              the store cannot do it; the cache goes on without
-        NoSpaceError, ReadOnlyError, UnsafeRootError, FormatError, StoreClosedError, SealError, KeyGoneError
+        NoSpaceError, ReadOnlyError, UnsafeRootError, FormatError, StoreClosedError, SealError,
+        KeyGoneError, KmsError
       RegistryError           the registry said no, or nothing
         UnauthorizedError, DeniedError, RateLimitedError, UnreachableError, PolicyError
 
@@ -39,6 +40,7 @@ __all__ = [
     "InvalidPlatformError",
     "InvalidReferenceError",
     "KeyGoneError",
+    "KmsError",
     "LayerCacheError",
     "LimitError",
     "NamespacePurgedError",
@@ -226,6 +228,20 @@ class SealError(StoreError):
 
 class KeyGoneError(SealError):
     """The key of a sealed namespace is gone, by a reboot as a rule: its content is erased, the next use begins anew."""
+
+
+class KmsError(SealError):
+    """The key service does not give the key of a sealed namespace. ``code`` is the service's own word for it.
+
+    ``retryable`` where it is away or asks to wait; else the key is disabled, gone, another one, or not for us.
+    """
+
+    reason = "kms"
+
+    def __init__(self, what: str, *, code: str = "", retryable: bool = False, hint: str = "") -> None:
+        self.code = code
+        self.retryable = retryable
+        super().__init__(what, hint=hint)
 
 
 class RegistryError(LayerCacheError):

@@ -22,16 +22,21 @@ SCRUB_RATE = 16 << 20
 
 _FIRST, _INTERVAL, _NOTES = 60.0, 900.0, 20.0
 
+_OFTEN = 5.0
+"""Seconds after which an idle process has let go of what another one purged: above all of its key."""
+
 
 class Janitor:
     """A daemon thread that sweeps what crashes left, once, evicts and scrubs what is due, every quarter of an hour.
 
     What was used is written down more often, so that whichever process evicts knows of it. Where another process is at
-    it, this one lets it. A short-lived process never begins.
+    it, this one lets it. A short-lived process never begins. Every few seconds it calls ``let_go``, which makes no
+    system call as a rule.
     """
 
-    def __init__(self, store: Callable[[], Store]) -> None:
+    def __init__(self, store: Callable[[], Store], *, let_go: Callable[[], None] = lambda: None) -> None:
         self._store = store
+        self._let_go = let_go
         self._stop = threading.Event()
         self._swept = False
         self._thread = threading.Thread(target=self._run, name="layercache-janitor", daemon=True)
@@ -64,9 +69,14 @@ class Janitor:
             _log.warning("scrub: %s: %s", finding.digest, finding.detail)
 
     def _run(self) -> None:
-        due = _FIRST
-        while not self._stop.wait(_NOTES):
-            due -= _NOTES
+        due, notes = _FIRST, _NOTES
+        while not self._stop.wait(_OFTEN):
+            self._let_go()
+            due -= _OFTEN
+            notes -= _OFTEN
+            if notes > 0 and due > 0:
+                continue
+            notes = _NOTES
             try:
                 self._store().note_uses()
                 if due <= 0:

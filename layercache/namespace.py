@@ -7,14 +7,14 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from layercache import stream
 from layercache.control import Control, Progress
-from layercache.errors import InUseError, LayerCacheError, NotFoundError, StoreError
+from layercache.errors import InUseError, LayerCacheError, NamespacePurgedError, NotFoundError, StoreError
 from layercache.fill import fill, mend, tee
 from layercache.image import Image, Layer
 from layercache.integrity import CHUNK
@@ -43,6 +43,7 @@ from layercache.store import (
     Pin,
     Receipt,
     Ref,
+    Seal,
     Store,
     check_pin_name,
     pin,
@@ -83,7 +84,7 @@ class Namespace:
         platform: Platform,
         jobs: int,
         costs: dict[str, Cost],
-        sealed: bool = False,
+        seal: Seal | None = None,
         quota: Quota | None = None,
     ) -> None:
         self._name = name
@@ -92,7 +93,7 @@ class Namespace:
         self._platform = platform
         self._jobs = jobs
         self._costs = costs
-        self._sealed = sealed
+        self._seal = seal
         self._quota = quota
         self._lock = threading.Lock()
         self._bound: Generation | None = None
@@ -413,6 +414,16 @@ class Namespace:
         if bound is not None:
             bound.close()
 
+    def let_go(self) -> None:
+        """Do what the next call would do after a purge: give up what is open, and wipe the key, also of images."""
+        with self._lock:
+            if self._bound is None or not self._bound.fenced:
+                return
+            bound, self._bound = self._bound, None
+        with suppress(NamespacePurgedError):
+            bound.check()
+        bound.close()
+
     def _generation(self, *, create: bool) -> Generation | None:
         """Return the live generation, made where there is none and ``create`` says so."""
         with self._lock:
@@ -420,7 +431,8 @@ class Namespace:
                 self._bound.close()
                 self._bound = None
             if self._bound is None:
-                self._bound = self._store().generation(self._name, create=create, sealed=self._sealed)
+                found = self._store().generation(self._name, create=create, seal=self._seal)
+                self._bound = None if found is None else found.close_when_dropped()
                 if self._bound is not None and self._quota is not None:
                     try:
                         self._bound.set_quota(self._quota)

@@ -156,7 +156,10 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceInfo:
-    """One namespace of a root. ``name`` is ``None`` where it cannot be told; ``slot`` stands for it on disk."""
+    """One namespace of a root. ``name`` is ``None`` where it cannot be told; ``slot`` stands for it on disk.
+
+    ``seal`` is how it is sealed, ``ephemeral`` or ``kms``; ``None`` where it is in clear.
+    """
 
     name: str | None
     slot: str
@@ -164,7 +167,7 @@ class NamespaceInfo:
     state: str
     blobs: int
     bytes: int
-    sealed: bool = False
+    seal: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the namespace as JSON values."""
@@ -175,7 +178,7 @@ class NamespaceInfo:
             "state": self.state,
             "blobs": self.blobs,
             "bytes": self.bytes,
-            "sealed": self.sealed,
+            "seal": self.seal,
         }
 
 

@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -631,3 +632,18 @@ def test_purge_takes_exactly_one_of_three(run, wrong):
     """A namespace, a pattern or what is left: anything else is wrong usage, and so is a trim of what may be gone."""
     run("put", "/etc/passwd", "-n", "a")
     run("purge", *wrong, code=2)
+
+
+def test_a_namespace_is_sealed_where_it_is_begun(run: Run, reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With pull and put; it stays so, ls says so, its purge says that the key is gone. One in clear is not sealed."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as keys:
+        monkeypatch.setenv("LAYERCACHE_KEYS", keys)
+        run("pull", reference, "-n", NS, "--seal", "ephemeral")
+        run("put", __file__, "-n", NS)
+        run("put", __file__, "-n", "clear")
+        assert [one["seal"] for one in run("ls", "--json").json["namespaces"]] == ["ephemeral", None]
+        assert "live, ephemeral" in run("ls").out
+        assert "not sealed" in run("pull", reference, "-n", "clear", "--seal", "ephemeral", code=2).err
+        assert run("purge", NS, "--json").json["level"] == "crypto-erased"
+        assert run("purge", "clear", "--json").json["level"] == "unlinked"
+        run("put", __file__, "-n", NS, "--seal", "mine", code=2)

@@ -24,13 +24,13 @@ from layercache.registry._ecr_host import EcrHost, parse_ecr_host
 from layercache.testing.images import build_image, layer_tar
 from layercache.testing.registry import BasicAuth, BearerAuth, ScriptedRegistry, Status
 from tests import peers
+from tests.moto_process import Moto, point
 
 pytest.importorskip("moto")
 
 ACCOUNT = "123456789012"
 HOST = f"{ACCOUNT}.dkr.ecr.us-west-2.amazonaws.com"
 PASSWORD = f"{ACCOUNT}-auth-token"
-CALL = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken"
 IMAGE = build_image([layer_tar({"a": b"b" * 100_000})], platform="linux/amd64")
 
 
@@ -105,47 +105,6 @@ def test_other_hosts_are_asked_of_docker_and_import_no_boto3(tmp_path: Path) -> 
 # --- tokens ---
 
 
-class Moto:
-    """moto's server in a process of its own."""
-
-    def __init__(self, home: Path, life: float | None) -> None:
-        self._down = home / "down"
-        env = {"PATH": os.environ["PATH"], "HOME": str(home), "DOWN": str(self._down)}
-        if life is not None:
-            env["LIFE"] = str(life)
-        self._output = (home / f"moto-{life}.out").open("w+b")
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("moto_server.py"))],
-            env=env,
-            stdout=self._output,
-            stderr=subprocess.DEVNULL,
-        )
-        end = time.monotonic() + 60
-        while not self._lines() and time.monotonic() < end and self._process.poll() is None:
-            time.sleep(0.05)
-        self.url = f"http://127.0.0.1:{self._lines()[0].strip()}"
-
-    def _lines(self) -> list[str]:
-        return Path(self._output.name).read_text().splitlines()
-
-    def calls(self, target: str = CALL) -> list[str]:
-        """Signing scopes of the calls so far, oldest first."""
-        found = [json.loads(line) for line in self._lines()[1:]]
-        return [call["scope"] for call in found if call["target"] == target]
-
-    def down(self, *, is_down: bool = True) -> None:
-        """Answer every call with 500 from now on, or no longer."""
-        if is_down:
-            self._down.touch()
-        else:
-            self._down.unlink(missing_ok=True)
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._output.close()
-
-
 @pytest.fixture(scope="module")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moto]:
     """Return moto with tokens that live for twelve hours."""
@@ -159,15 +118,6 @@ def aws(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Moto:
     """Return moto, and point boto3 to it."""
     point(monkeypatch, moto)
     return moto
-
-
-def point(monkeypatch: pytest.MonkeyPatch, moto: Moto) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIACANARY")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-canary")
-    monkeypatch.setenv("AWS_REGION", "ap-south-1")  # of no importance: the host says which
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
 
 
 def test_a_token_is_of_the_region_of_the_host_and_kept_for_all_its_accounts(aws: Moto) -> None:

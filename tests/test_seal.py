@@ -1,6 +1,8 @@
 """Sealed namespaces: nothing in clear on disk, nothing readable without the key, nothing altered that is served."""
 
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layercache import LayerCache
+from layercache import LayerCache, Namespace
 from layercache.errors import FormatError, NamespacePurgedError, SealError, SealMismatchError
 from layercache.integrity import CHUNK, SUM_SIZE, chunk_count
 from layercache.oci import OCTET_STREAM, Descriptor, Digest
-from layercache.store._memory import refuse_swap, usual_place
+from layercache.store._disk import PosixDisk
+from layercache.store._memory import refuse_swap, swapped_out, usual_place
 from layercache.store._seal import HEAD, SealedForm
 from layercache.store._secret import Key
 
@@ -32,7 +35,8 @@ def keys(monkeypatch, tmp_path_factory):
 
 
 def form(raw: bytes = bytes(32)) -> SealedForm:
-    return SealedForm(Key("test", bytearray(raw), release=lambda: None), "slot.1", fresh=lambda: os.urandom(32))
+    key = Key("test", bytearray(raw), release=lambda: None)
+    return SealedForm("ephemeral", key, "slot.1", fresh=lambda: os.urandom(32))
 
 
 def sealed(content: bytes, one: SealedForm) -> tuple[bytearray, bytearray]:
@@ -127,7 +131,7 @@ def test_no_name_digest_or_content_is_on_disk_and_it_reads_back(tmp_path):
             assert secret not in found
         assert cache.store().recover() == ()
         info = cache.namespaces()[0]
-        assert (info.name, info.sealed, info.blobs) == (NAME, True, 1)
+        assert (info.name, info.seal, info.blobs) == (NAME, "ephemeral", 1)
     with LayerCache(root, janitor=False) as cache:  # another handle follows what is on disk
         with cache.namespace(NAME).open(digest) as layer, layer.compressed() as file:
             assert file.read() == content
@@ -150,17 +154,222 @@ def test_a_key_that_is_gone_begins_anew_and_is_no_error(tmp_path, keys):
         assert not cache.namespace(NAME, seal="ephemeral").contains(digest)
 
 
-def test_a_purge_takes_the_key_and_what_was_open_reads_no_more(tmp_path, keys):
+def filled(cache: LayerCache, tmp_path: Path) -> tuple[Namespace, Digest]:
     (tmp_path / "file").write_bytes(CANARY)
+    namespace = cache.namespace(NAME, seal="ephemeral")
+    return namespace, namespace.put(tmp_path / "file").digest
+
+
+def test_a_purge_destroys_the_key_and_says_so(tmp_path, keys):
     with LayerCache(tmp_path / "root", janitor=False) as cache:
-        namespace = cache.namespace(NAME, seal="ephemeral")
-        digest = namespace.put(tmp_path / "file").digest
-        blob = namespace._made().open(digest)
-        namespace.purge()
+        receipt = filled(cache, tmp_path)[0].purge()
+        assert (receipt.level, receipt.complete, receipt.ends) == ("crypto-erased", True, True)
         assert not list(keys.iterdir())
+        assert [one.level for one in cache.receipts()] == ["crypto-erased"]
+        assert not cache.verify_receipts().problems
+
+
+def test_a_purge_takes_the_key_and_what_was_open_reads_no_more(tmp_path, keys):
+    with LayerCache(tmp_path / "root", janitor=False) as cache:
+        namespace, digest = filled(cache, tmp_path)
+        (file,) = keys.iterdir()
+        secret = file.read_bytes()[-32:]
+        blob = namespace._made().open(digest)
+        receipt = namespace.purge(wait=0.0)
+        assert (receipt.level, receipt.complete) == ("fenced", False)
+        assert secret not in b"".join(each.read_bytes() for each in keys.iterdir())
         with pytest.raises(NamespacePurgedError):
             blob.pread(0, 1)
-        blob.close()
+    blob.close()
+    with LayerCache(tmp_path / "root", janitor=False) as cache:  # whoever comes next goes on with it
+        cache.resume_purges()
+        assert [one.level for one in cache.receipts()] == ["fenced", "crypto-erased"]
+        assert not list(keys.iterdir())
+
+
+HOLDER = """
+import sys
+from layercache import LayerCache, Namespace
+from layercache.errors import NamespacePurgedError
+with LayerCache(sys.argv[1], janitor=False) as cache:
+    namespace = cache.namespace(sys.argv[2])
+    print(len(list(namespace.blobs())), flush=True)
+    input()
+    print(namespace.contains(sys.argv[3]), flush=True)
+    input()
+"""
+
+
+def test_a_process_that_has_the_key_is_waited_for_and_named(tmp_path, keys):
+    """It has no blob open, only the key in its memory; it wipes it at its next call, and the purge comes to its end."""
+    with LayerCache(tmp_path / "root", janitor=False) as cache:
+        namespace, digest = filled(cache, tmp_path)
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path / "root"), NAME, str(digest)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as holder:
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "1\n"
+            receipt = namespace.purge(wait=2.0)
+            assert (receipt.level, receipt.pending, receipt.complete) == ("fenced", (holder.pid,), False)
+            assert not list((tmp_path / "root").glob("**/blobs"))  # all else is gone
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == "False\n"
+            assert namespace.purge(wait=5.0).level == "crypto-erased"
+            assert not list(keys.iterdir())
+            holder.communicate("\n")
+
+
+IDLE = """
+import sys
+import layercache.janitor
+from layercache import LayerCache
+layercache.janitor._OFTEN = 0.1
+with LayerCache(sys.argv[1]) as cache:
+    namespace = cache.namespace(sys.argv[2])
+    print(len(list(namespace.blobs())), flush=True)
+    input()
+"""
+
+
+def test_a_process_that_is_idle_wipes_the_key_by_itself(tmp_path, keys):
+    with LayerCache(tmp_path / "root", janitor=False) as cache:
+        namespace, _ = filled(cache, tmp_path)
+        with subprocess.Popen(
+            [sys.executable, "-c", IDLE, str(tmp_path / "root"), NAME],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "1\n"
+            assert namespace.purge(wait=20.0).level == "crypto-erased"
+            assert not list(keys.iterdir())
+            holder.communicate("\n")
+
+
+PURGER = """
+import sys
+from layercache import LayerCache
+with LayerCache(sys.argv[1], janitor=False) as cache:
+    namespace = cache.namespace(sys.argv[2], seal="ephemeral")
+    digest = namespace.put(sys.argv[3]).digest
+    with namespace.open(digest) as layer, layer.compressed() as stream:
+        stream.read()
+    print("ready", flush=True)
+    input()
+    print(namespace.purge().level, flush=True)
+    input()
+"""
+
+
+def test_after_a_purge_no_half_of_the_key_is_in_the_memory_of_who_had_it(tmp_path, keys):
+    """As far as that can be promised: of the process that made it, read under it and destroyed it."""
+    (tmp_path / "file").write_bytes(CANARY * 100_000)
+    with subprocess.Popen(
+        [sys.executable, "-c", PURGER, str(tmp_path / "root"), NAME, str(tmp_path / "file")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        (file,) = keys.iterdir()
+        secret = file.read_bytes()[-32:]
+        assert in_memory(process.pid, secret[:16])
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "crypto-erased\n"
+        for text in (secret, secret.hex().encode()):
+            assert not in_memory(process.pid, text[: len(text) // 2])
+            assert not in_memory(process.pid, text[len(text) // 2 :])
+        process.communicate("\n")
+
+
+def in_memory(pid: int, needle: bytes) -> bool:
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, mode = line.split()[:2]
+            start, end = (int(part, 16) for part in span.split("-"))
+            with suppress(OSError, OverflowError):  # pages of the kernel's own
+                memory.seek(start)
+                if mode.startswith("r") and needle in memory.read(end - start):
+                    return True
+    return False
+
+
+def test_a_handle_that_nobody_closes_gives_the_key_back(tmp_path):
+    """Neither it nor a listing keeps a purge by another process waiting, though the cache goes on."""
+    with LayerCache(tmp_path / "root", janitor=False) as cache:
+        digest = filled(cache, tmp_path)[1]
+        cache.namespaces()
+        with cache.namespace(NAME).open(digest):
+            assert key_is_held(tmp_path)
+        assert not key_is_held(tmp_path)
+
+
+def key_is_held(tmp_path: Path) -> bool:
+    (folder,) = tmp_path.glob("root/data/*")
+    disk = PosixDisk(str(folder))
+    try:
+        file = disk.open(disk.root, "key")
+        held = not disk.lease(file)
+        disk.close(file)
+    finally:
+        disk.close(disk.root)
+    return held
+
+
+def test_erasure_is_not_claimed_where_memory_may_have_gone_to_a_disk(tmp_path, monkeypatch):
+    for counts, level in (((7, 7), "crypto-erased"), ((7, 8), "unlinked"), ((-1, -1), "unlinked")):
+        with LayerCache(tmp_path / "root", janitor=False) as cache:
+            monkeypatch.setattr("layercache.store._keys.swapped_out", lambda count=counts[0]: count)
+            namespace, _ = filled(cache, tmp_path)
+            monkeypatch.setattr("layercache.store._keys.swapped_out", lambda count=counts[1]: count)
+            assert namespace.purge().level == level
+
+
+def test_erasure_is_not_claimed_for_a_key_that_is_out_of_sight(tmp_path, keys):
+    """Another container may see another tmpfs under the same name: there the key is, whatever is missing here."""
+    with LayerCache(tmp_path / "root", janitor=False) as cache:
+        namespace, _ = filled(cache, tmp_path)
+        elsewhere = keys.rename(f"{keys}-elsewhere")
+        try:
+            assert namespace.purge().level == "unlinked"
+        finally:
+            for file in elsewhere.iterdir():
+                file.unlink()
+            elsewhere.rmdir()
+
+
+def test_what_swap_took_is_counted(tmp_path):
+    (tmp_path / "vmstat").write_text("pswpin 3\npswpout 4711\n")
+    assert swapped_out(str(tmp_path / "vmstat")) == 4711
+    assert swapped_out(str(tmp_path / "none")) == -1
+    assert swapped_out() >= 0
+
+
+def test_recovery_sweeps_keys_that_lead_to_nothing_and_no_others(tmp_path, keys):
+    """Those of a creation or a purge that died; not those of what lives, of another root, or of what is being made."""
+    with LayerCache(tmp_path / "other", janitor=False) as cache:
+        filled(cache, tmp_path)
+    with LayerCache(tmp_path / "root", janitor=False) as cache:
+        namespace, digest = filled(cache, tmp_path)
+        store = cache.store()
+        lives = set(keys.iterdir())
+        _, form = store._keys.make("slot.1", "ephemeral")
+        being_made = set(keys.iterdir()) - lives
+        store.recover()
+        assert set(keys.iterdir()) == lives | being_made
+        form.close()
+        store.recover()
+        assert set(keys.iterdir()) == lives
+        assert namespace.contains(digest)
 
 
 def test_a_namespace_in_clear_is_not_taken_for_a_sealed_one(tmp_path):

@@ -87,7 +87,9 @@ def _ls(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
     if args.quiet:
         out.lines(printable(name) for name in names)
     elif found:
-        rows = [(name, one.state, one.blobs, binary(one.bytes)) for name, one in zip(names, found, strict=True)]
+        states = [one.state if one.seal is None else f"{one.state}, {one.seal}" for one in found]
+        sizes = [(one.blobs, binary(one.bytes)) for one in found]
+        rows = [(name, state, *size) for name, state, size in zip(names, states, sizes, strict=True)]
         out.lines(table(rows, header=("NAMESPACE", "STATE", "BLOBS", "SIZE"), right=(2, 3)))
     elif not out.as_json:
         note(f"no namespaces in {_root(args)}")
@@ -309,7 +311,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Output, threading.Event], int]
 def open_namespace(args: argparse.Namespace, *, create: bool = False, **access: Any) -> Iterator[Namespace]:
     """Yield the namespace that was named, of the root that was named."""
     with open_cache(args, create=create, **access) as cache:
-        yield cache.namespace(args.namespace)
+        yield cache.namespace(args.namespace, seal=getattr(args, "seal", None))
 
 
 @contextmanager

@@ -23,6 +23,8 @@ everything print their document whatever the exit code.
 environment:
   LAYERCACHE_ROOT         the same as --root
   LAYERCACHE_NO_PROGRESS  not empty: the same as --no-progress (so does CI)
+  LAYERCACHE_KMS_KEY      id, ARN or alias of the AWS KMS key of namespaces with --seal kms
+  LAYERCACHE_KEYS         directory on a tmpfs for the keys of namespaces with --seal ephemeral
   NO_COLOR                not empty: progress bars without colours
 """
 
@@ -115,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--fresh", action="store_true", help="fail if the tag cannot be resolved now")
     verb.add_argument("--timeout", metavar="S", type=_seconds, help="give up after S seconds")
     _add_access(verb)
+    _add_seal(verb)
 
     verb = _add(
         commands, "ls", "[-n NS] [options]", "list namespaces, or what one of them holds", _LS, aliases=["list"]
@@ -142,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("file", metavar="FILE", help="the file")
     _add_namespace(verb)
     verb.add_argument("--media-type", metavar="T", help="its media type (default: application/octet-stream)")
+    _add_seal(verb)
 
     verb = _add(commands, "verify", "[DIGEST] -n NS [options]", "hash everything again, one line a finding", _VERIFY)
     verb.add_argument("digest", metavar="DIGEST", nargs="?", help="only this blob")
@@ -313,6 +317,14 @@ def _add_access(verb: argparse.ArgumentParser) -> None:
         "--mirror", metavar="URL", action="append", default=[], help="ask this one first; may be repeated"
     )
     verb.add_argument("--hosts-dir", metavar="DIR", help="mirrors and certificates as containerd has them (hosts.toml)")
+
+
+def _add_seal(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--seal",
+        choices=("ephemeral", "kms"),
+        help="encrypt the namespace, if it is begun now: under a key that a reboot takes, or that AWS KMS wraps",
+    )
 
 
 def _add_digest(verb: argparse.ArgumentParser) -> None:

@@ -185,7 +185,11 @@ class Chain:
             for index in range(len(lines) - 1, -1, -1):
                 if slot in lines[index]:
                     known = parse_line(lines[index], _number_of(lines[index]) or index + 1)
-                    if (known.slot, known.generation, known.level) == (receipt.slot, receipt.generation, receipt.level):
+                    if (known.slot, known.generation) != (receipt.slot, receipt.generation) or not known.ends:
+                        continue
+                    # Who comes after a death may know less than the one who died.
+                    same = (known.level, known.trimmed > 0) == (receipt.level, receipt.trimmed > 0)
+                    if same or receipt.level == "unlinked":
                         return known
         return None
 

@@ -231,12 +231,12 @@ _H = TypeVar("_H", bound=Handle)
 # Every handle of this process, so that a forked child can drop its copies: a lock belongs to the open file, and a copy
 # of it in a child would hold it after the parent's close. Closing a copy does not unlock; unlocking it would.
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
-_handles_lock = threading.Lock()
+_handles_lock = threading.RLock()
 
 
 def _drop_handles() -> None:
     global _handles_lock  # noqa: PLW0603 - the parent may have held it in another thread
-    _handles_lock = threading.Lock()
+    _handles_lock = threading.RLock()
     for handle in list(_handles):
         fd, handle.fd = handle.fd, -1
         if fd >= 0:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from layercache.store._disk import Dir, Disk, File
-from layercache.store._layout import BLOBS, FENCE
+from layercache.store._layout import BLOBS, FENCE, KEY
 from layercache.store._receipts import Proof
 
 __all__ = ["Found", "erase"]
@@ -62,9 +62,13 @@ class _Walk:
         except FileNotFoundError:
             return
         try:
-            for child in disk.names(folder):
+            # Last of all what leads to the key, and while anything else is here it stays: who goes on needs it, and
+            # whoever has it open has the key.
+            for child in sorted(disk.names(folder), key=lambda child: top and child == KEY):
                 if self._due():
                     self.found.cut = True
+                    return
+                if top and child == KEY and disk.names(folder) != [KEY]:
                     return
                 with _noted(self.found):
                     self._remove(folder, child, word=top and child == FENCE, blobs=blobs or (top and child == BLOBS))

@@ -125,7 +125,7 @@ class Errand:
         return self._stop.is_set() or _GRACE <= late < _TOLD
 
     def _end(self, purge: Purge) -> None:
-        self._receipts[purge] = purge.record("unlinked")
+        self._receipts[purge] = purge.record(purge.reached)
         self._close(purge)
         self._open.remove(purge)
         if purge.trim:
@@ -172,7 +172,8 @@ class Errand:
             return
         for purge in ended:
             with self._alone(purge):
-                self._receipts[purge] = purge.record("discarded", trimmed=trimmed)
+                level = "discarded" if purge.reached == "unlinked" else purge.reached
+                self._receipts[purge] = purge.record(level, trimmed=trimmed)
 
     @contextmanager
     def _alone(self, purge: Purge) -> Iterator[None]:

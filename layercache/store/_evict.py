@@ -26,7 +26,7 @@ from layercache.store._files import PATIENCE, lock_within, read_record
 from layercache.store._generation import Generation
 from layercache.store._layout import EVICT_LOCK, POLICY, QUOTA, Slot, generation_name, parse_generation_name
 from layercache.store._limits import Limits
-from layercache.store._pins import pinned
+from layercache.store._pins import has_pins, pinned
 from layercache.store._slots import Slots
 from layercache.store._space import Space
 from layercache.store._uses import Use, take_uses
@@ -255,11 +255,16 @@ class _Openings:
 
 
 def _live(slots: Slots, slot: Slot) -> Generation | None:
-    """Return the generation that lives in a slot, with its key where that is at hand: pins are read with it."""
+    """Return the generation that lives in a slot; with its key, where that is to be had, if it is needed to read pins."""
+    generation = slots.live(slot, keyless=True)
+    if generation is None or not generation.form.keyless or not has_pins(generation):
+        return generation
     try:
-        return slots.live(slot)
+        keyed = slots.live(slot)
     except SealError:
-        return slots.live(slot, keyless=True)
+        return generation
+    generation.close()
+    return keyed
 
 
 @contextmanager

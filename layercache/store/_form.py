@@ -61,6 +61,11 @@ class Writer(Protocol):
 class Form(Protocol):
     """How one generation writes things down."""
 
+    @property
+    def seal(self) -> str:
+        """How it is sealed; empty where it is in clear."""
+        ...
+
     head: int
     """Bytes of a blob's file before its first chunk."""
 
@@ -145,6 +150,7 @@ def pieces(start: int, length: int, size: int) -> Iterator[tuple[int, int, int]]
 class PlainForm:
     """Content as it is, names that are digests, XXH3 sums that find rot."""
 
+    seal = ""
     head = 0
     keyless = False
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -348,11 +349,12 @@ class Generation:
 
     def close(self) -> None:
         """Close the directories. Open blobs stay open."""
-        opened, self._opened = self._opened, []
-        for handle in opened:
-            self.disk.close(handle)
-        if opened:
-            self.form.close()
+        _let_go(self.disk, self._opened, self.form)
+
+    def close_when_dropped(self) -> Generation:
+        """Return it; it closes with its last reference: its directories, and above all its key, must not stay."""
+        weakref.finalize(self, _let_go, self.disk, self._opened, self.form).atexit = False
+        return self
 
     # -- for the other rooms of the store
 
@@ -496,3 +498,12 @@ class Generation:
                 return 0
             self.disk.sync(metas)
         return status.allocated
+
+
+def _let_go(disk: Disk, opened: list[Dir], form: Form) -> None:
+    handles = opened.copy()
+    opened.clear()
+    for handle in handles:
+        disk.close(handle)
+    if handles:
+        form.close()

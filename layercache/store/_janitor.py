@@ -98,6 +98,8 @@ class _Janitor:
                 living = self._slot(slot)
                 if living:
                     self._generation(slot, living)
+        with alone("keys"):
+            self._slots.sweep_keys()
 
     def _root(self) -> None:
         disk = self._disk

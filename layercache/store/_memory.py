@@ -9,7 +9,7 @@ from pathlib import Path
 from layercache.errors import SealError, StoreError, UnsafeRootError
 from layercache.store._disk import PosixDisk
 
-__all__ = ["open_memory", "refuse_swap", "usual_place"]
+__all__ = ["open_memory", "refuse_swap", "swapped_out", "usual_place"]
 
 _TMPFS_MAGIC = 0x01021994
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -54,7 +54,8 @@ def open_memory(place: str, *, create: bool) -> PosixDisk | None:
     if not _on_tmpfs(disk.root.fd):
         disk.close(disk.root)
         raise SealError("the directory for keys is not on a tmpfs", hint=hint)
-    if mode.st_mode & 0o077 or mode.st_uid != os.geteuid():
+    # Root may empty a directory of another user, but never trusts one with a new key: anybody can have made it.
+    if mode.st_mode & 0o077 or (create and mode.st_uid != os.geteuid()):
         disk.close(disk.root)
         raise SealError("others may enter the directory for keys", hint=hint)
     return disk
@@ -68,3 +69,12 @@ def refuse_swap(swaps: str = "/proc/swaps") -> None:
     with open(swaps, encoding="utf-8") as file:
         if len(file.read().splitlines()) > 1:
             raise SealError("swap is on, so a key in memory may reach a disk", hint="turn it off (swapoff -a)")
+
+
+def swapped_out(counters: str = "/proc/vmstat") -> int:
+    """Return how many pages this machine has written to swap since it booted; -1 where it does not say."""
+    try:
+        with open(counters, encoding="ascii") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("pswpout ")), -1)
+    except (OSError, ValueError):
+        return -1

@@ -17,7 +17,7 @@ from layercache.store._space import RECORD
 if TYPE_CHECKING:
     from layercache.store._generation import Generation
 
-__all__ = ["Pin", "check_pin_name", "pin", "pinned", "pins", "unpin"]
+__all__ = ["Pin", "check_pin_name", "has_pins", "pin", "pinned", "pins", "unpin"]
 
 _MAGIC = b"LCpin_1\n"
 _LONGEST = 255
@@ -142,6 +142,12 @@ def pinned(generation: Generation) -> frozenset[str] | None:
             return None
         names.update(map(generation.form.blob_name, found.blobs))
     return frozenset(names)
+
+
+def has_pins(generation: Generation) -> bool:
+    """Tell whether a pin was ever made in a generation."""
+    with generation.guarding("look for pins"):
+        return generation.disk.stat(generation.folder, PINS) is not None
 
 
 def _each(generation: Generation) -> Iterator[Pin | None]:

@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from layercache.errors import StoreError
 from layercache.store._ballast import Ballast
 from layercache.store._chain import Chain
 from layercache.store._disk import Dir, Disk
 from layercache.store._erase import Found, erase
-from layercache.store._layout import FENCE, FENCE_SIZE, Slot, SlotState, generation_name
+from layercache.store._layout import FENCE, FENCE_SIZE, KEY, Slot, SlotState, generation_name
 from layercache.store._receipts import Level, Proof, Receipt
 
 __all__ = ["Place", "Purge"]
@@ -40,8 +41,9 @@ class Place:
     trash: Dir
     chain: Chain
     ballast: Ballast
-    forget_key: Callable[[str], None] = lambda _: None
-    """Destroys the key of a sealed generation, known by its directory."""
+    forget_key: Callable[[str], Callable[[], None] | None] = lambda _: None
+    """Destroys the key of a sealed generation, known by its directory. Where no copy of it was ever elsewhere than in
+    memory, it returns what is to be called once a receipt says so."""
 
 
 class Purge:
@@ -63,6 +65,7 @@ class Purge:
         self._resumed = resumed
         self._blobs = self._bytes = self._elsewhere = 0
         self._proof: Proof = "lease"
+        self._erased: Callable[[], None] | None = None
         self._last = Found()
         self._holders: dict[int, frozenset[int]] = {}
         self._guard: Dir | None = None
@@ -116,8 +119,10 @@ class Purge:
             return False
         gone = False
         try:
-            # Before the first file goes: what leads to the key is one of them.
-            place.forget_key(self._name)
+            # Before the first file goes: what leads to the key is one of them, and the last. So whoever has the key
+            # keeps that one, and while he does, nothing here is gone.
+            if self._leads_to_key():
+                self._erased = place.forget_key(self._name)
             found = erase(disk, place.trash, self._name, due=due, free_blocks=self.trim)
             if found.cut:  # what it did not come to is as it was
                 found.held |= self._last.held
@@ -134,6 +139,11 @@ class Purge:
         finally:
             if not gone:
                 self.close()
+
+    @property
+    def reached(self) -> Level:
+        """What can be said once nothing is left."""
+        return "unlinked" if self._erased is None else "crypto-erased"
 
     @property
     def unnamed(self) -> bool:
@@ -169,6 +179,9 @@ class Purge:
         """Append what is reached to the chain, durable, and return it."""
         receipt = self._place.chain.append(self.receipt(level, trimmed=trimmed))
         self.close()
+        if level != "fenced" and self._erased is not None:
+            with suppress(OSError, StoreError):  # swept later: nothing of the key is in it
+                self._erased()
         return receipt
 
     def close_slot(self, slot_dir: Dir) -> None:
@@ -195,6 +208,16 @@ class Purge:
             with suppress(FileExistsError):
                 disk.make_dir(place.slots, self.slot)
             return disk.dir(place.slots, self.slot)
+
+    def _leads_to_key(self) -> bool:
+        try:
+            folder = self._disk.dir(self._place.trash, self._name)
+        except FileNotFoundError:
+            return False
+        try:
+            return self._disk.stat(folder, KEY) is not None
+        finally:
+            self._disk.close(folder)
 
     def _gone(self) -> bool:
         # Also where somebody else removed it: he may have died before his fsync.

@@ -25,7 +25,8 @@ class Receipt:
 
     ``level`` is ``fenced`` (no call gives out or publishes anything of the generation any more, its files are not all
     gone), ``unlinked`` (no name below the root and no open file of it is left), ``discarded`` (and its blocks were
-    handed back to the device) or ``crypto-erased`` (the only key to it is destroyed). While it is ``fenced``,
+    handed back to the device) or ``crypto-erased`` (it was sealed, its files are gone, and so is the last copy of its
+    key, which was only ever in memory; ``trimmed`` then tells whether its blocks were handed back). While ``fenced``,
     ``pending`` are the ids of processes that still have files of it open, ``unseen`` counts files that somebody has
     open whom this process cannot see (another pid namespace or user, the kernel), and ``failed`` counts, by the name of
     the error, entries that could not be removed. ``elsewhere`` counts files that somebody gave another name, which
@@ -67,7 +68,7 @@ class Receipt:
     @property
     def ends(self) -> bool:
         """True when the generation's files are gone."""
-        return self.level in ("unlinked", "discarded")
+        return self.level in ("unlinked", "discarded", "crypto-erased")
 
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as JSON values; docs/receipt.schema.json describes them."""

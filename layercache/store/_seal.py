@@ -12,6 +12,7 @@ import hmac
 import re
 import struct
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from layercache.errors import FormatError
 from layercache.integrity import SUM_SIZE, chunk_count, chunk_range
@@ -20,7 +21,10 @@ from layercache.store._form import Buffer, Reader, Writer, pieces
 from layercache.store._layout import Partial
 from layercache.store._secret import Context, Key
 
-__all__ = ["HEAD", "SALT", "SealedForm"]
+__all__ = ["HEAD", "SALT", "Seal", "SealedForm"]
+
+Seal = Literal["ephemeral", "kms"]
+"""Where the key of a sealed generation is: in memory only, or wrapped by a key service."""
 
 SALT = 32
 """Bytes of a salt."""
@@ -51,7 +55,8 @@ class SealedForm:
 
     head = HEAD
 
-    def __init__(self, key: Key | None, place: str, *, fresh: Callable[[], bytes]) -> None:
+    def __init__(self, seal: Seal, key: Key | None, place: str, *, fresh: Callable[[], bytes]) -> None:
+        self.seal = seal
         self._key = key
         self._place = place
         self.fresh = fresh

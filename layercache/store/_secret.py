@@ -13,17 +13,18 @@ from layercache.errors import NamespacePurgedError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["Context", "Key", "forget"]
+__all__ = ["Context", "Key", "copy", "forget"]
 
 # Every key of this process, so that a purge finds those of other handles and a forked child can wipe its copies.
 _keys: weakref.WeakSet[Key] = weakref.WeakSet()
-_keys_lock = threading.Lock()
+_keys_lock = threading.RLock()
 
 
 def _wipe_copies() -> None:
     global _keys_lock  # noqa: PLW0603 - the parent may have held it in another thread
-    _keys_lock = threading.Lock()
+    _keys_lock = threading.RLock()
     for key in list(_keys):
+        key._lock = threading.RLock()  # noqa: SLF001 - of this module
         key.wipe()
     _keys.clear()
 
@@ -65,7 +66,7 @@ class Key:
         self.name = name
         self._raw = raw
         self._release = release
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may drop a user in the middle of a call
         self._users = 1
         self._derived: list[bytearray] = []
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
@@ -85,6 +86,11 @@ class Key:
             last = self._users == 0
         if last:
             self.forget()
+
+    def copy(self) -> bytearray | None:
+        """Return its bytes, for another key of the same name; ``None`` once it was wiped."""
+        with self._lock:
+            return None if self._wiped else bytearray(self._raw)
 
     def derive(self, salt: bytes, info: bytes) -> bytearray:
         """Return 32 bytes by HKDF-SHA256, which go when the key goes.
@@ -138,6 +144,13 @@ class Key:
 
     def __repr__(self) -> str:
         return "Key(...)"
+
+
+def copy(name: str) -> bytearray | None:
+    """Return the bytes of a key of that name that this process has; ``None`` where it has none."""
+    with _keys_lock:
+        found = [key for key in _keys if key.name == name]
+    return next((raw for key in found if (raw := key.copy()) is not None), None)
 
 
 def forget(name: str) -> None:

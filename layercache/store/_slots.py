@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from layercache.errors import KeyGoneError, LayerCacheError, StoreError
+from layercache.errors import FormatError, KeyGoneError, LayerCacheError, StoreError
 from layercache.store._disk import Dir
 from layercache.store._erase import erase
 from layercache.store._errand import Errand, Errands
@@ -40,6 +40,7 @@ from layercache.store._layout import (
 )
 from layercache.store._purge import Place, Purge
 from layercache.store._receipts import Receipt
+from layercache.store._seal import Seal
 from layercache.store._space import GENERATION, Space
 from layercache.store._uses import Uses
 
@@ -79,7 +80,7 @@ class Slots:
         for purge in self._unfinished(0.0):
             with self._failing_alone():
                 if purge.empty(self._past(end)):
-                    purge.record("unlinked")
+                    purge.record(purge.reached)
                     self._let_begin(purge)
                 else:
                     left.append(purge)
@@ -132,7 +133,7 @@ class Slots:
         generation.close()
         return None
 
-    def begin(self, slot: Slot, slot_dir: Dir, name: NamespaceName, *, sealed: bool) -> None:
+    def begin(self, slot: Slot, slot_dir: Dir, name: NamespaceName, *, seal: Seal | None) -> None:
         """Make the next generation of a slot whose lock is held, unless one lives."""
         disk = self._disk
         state = self.state(slot_dir)
@@ -146,8 +147,8 @@ class Slots:
         if disk.stat(self._data, folder) is not None:
             # Left by a creation that did not come to its end. Nothing was ever published in it.
             self.discard(folder)
+        record, form = self._keys.make(folder, seal) if seal is not None else (None, PlainForm())
         with self._space.taking(lambda: GENERATION, "begin a namespace"):
-            record, form = self._keys.make(folder) if sealed else (None, PlainForm())
             disk.make_dir(self._data, folder)
         at = disk.dir(self._data, folder)
         try:
@@ -212,7 +213,7 @@ class Slots:
             gone = purge.empty(self._past(self._disk.elapsed() + budget))
             if purge.held:
                 purge.name_holders(self._disk.openers())
-            receipt = purge.record("unlinked" if gone else "fenced")
+            receipt = purge.record(purge.reached if gone else "fenced")
             purge.close_slot(slot_dir)
         finally:
             purge.close()
@@ -267,23 +268,41 @@ class Slots:
         opened = self._disk.dir(self._data, folder)
         try:
             record = KeyRecord.read(self._disk, opened)
+            if record is None:
+                return PlainForm()
+            if keyless:
+                return self._keys.keyless(record, folder)
+            form = self._keys.load(opened, record, folder)
         finally:
             self._disk.close(opened)
-        if record is None:
-            return PlainForm()
-        if keyless:
-            return self._keys.keyless(folder)
-        form = self._keys.load(record, folder)
         if form is None:
             raise KeyGoneError("the key of a sealed namespace is gone", hint="use it again to begin anew")
         return form
 
-    def _forget_key(self, folder: str) -> None:
+    def sweep_keys(self) -> int:
+        """Remove the key files that no generation of this root needs any more; return how many."""
+        return self._keys.sweep(self._key_records)
+
+    def _key_records(self) -> Iterator[KeyRecord]:
+        for at in (self._data, self._trash):
+            for name in self._disk.names(at):
+                if parse_generation_name(name) is not None:
+                    with suppress(FileNotFoundError, FormatError):
+                        folder = self._disk.dir(at, name)
+                        try:
+                            record = KeyRecord.read(self._disk, folder)
+                        finally:
+                            self._disk.close(folder)
+                        if record is not None:
+                            yield record
+
+    def _forget_key(self, folder: str) -> Callable[[], None] | None:
         """Step 3 of a purge: no process can get the key any more, this one has no copy of it left."""
         with self._failing_alone():
             record = self.key_record(folder)
             if record is not None:
-                self._keys.forget(record)
+                return self._keys.forget(record, folder)
+        return None
 
     def end_receipts(self) -> None:
         """Append what a process could not say that died between the last unlink of a generation and its receipt."""

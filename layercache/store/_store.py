@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -41,6 +41,7 @@ from layercache.store._generation import Generation
 from layercache.store._health import Health
 from layercache.store._janitor import recover
 from layercache.store._keys import KeyRecord, Keys
+from layercache.store._kms import KmsKey
 from layercache.store._layout import (
     ASIDE,
     BALLAST,
@@ -73,6 +74,7 @@ from layercache.store._limits import Budget, Limits
 from layercache.store._purge import Place
 from layercache.store._receipts import Receipt
 from layercache.store._scrub import scrub
+from layercache.store._seal import Seal
 from layercache.store._slots import Slots
 from layercache.store._space import Space
 from layercache.store._usage import Holding, holdings
@@ -97,7 +99,7 @@ class Tenancy:
     name: NamespaceName | None
     state: str
     generation: int
-    sealed: bool
+    seal: Seal | None
 
 
 class Store:
@@ -109,6 +111,7 @@ class Store:
         root) and be writable by nobody else.
     :param budget: how much the root may take. ``None``: nothing is counted, nothing evicted, and nothing refused before
         the disk is full. One that says nothing of its own stands for what was said of this root last.
+    :param kms: wraps the keys of namespaces with ``seal="kms"``.
     :raises UnsafeRootError: when the root is not such a directory.
     :raises FormatError: when it holds something else, or a format this version does not read.
     """
@@ -118,7 +121,9 @@ class Store:
         root: str | os.PathLike[str],
         *,
         budget: Budget | None = None,
+        kms: KmsKey | None = None,
         disk: Disk | None = None,
+        memory: Callable[[str, bool], Disk | None] | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._closed = False
@@ -136,7 +141,7 @@ class Store:
                 ballast = Ballast(self._disk)
                 self._chain = Chain(self._disk, receipts, ballast)
                 place = Place(self._disk, self._slots_dir, self._data, self._trash, self._chain, ballast)
-                self._keys = Keys(self._disk, self._key)
+                self._keys = Keys(self._disk, self._key, kms=kms, memory=memory)
                 self.space = Space(self._disk, self._limits(budget))
                 self._slots = Slots(
                     place, health=self._health, keys=self._keys, space=self.space, writable=self.writable
@@ -163,14 +168,14 @@ class Store:
 
     # -- namespaces
 
-    def generation(self, name: NamespaceName, *, create: bool, sealed: bool = False) -> Generation | None:
+    def generation(self, name: NamespaceName, *, create: bool, seal: Seal | None = None) -> Generation | None:
         """Return the live generation of a namespace; ``None`` where there is none and ``create`` is false.
 
-        One that is made is sealed where ``sealed`` says so. One whose key is gone is ended first.
+        One that is made is sealed as ``seal`` says. One whose key is gone for good is ended first.
 
         :raises ReadOnlyError: when one must be made and the root cannot be written.
         :raises SealError: when it is to be sealed, and cannot be, or its key cannot be had.
-        :raises SealMismatchError: when the one that lives should be sealed and is not.
+        :raises SealMismatchError: when the one that lives should be sealed and is not, or otherwise.
         """
         self._check_open()
         slot = slot_name(self._key, name)
@@ -184,9 +189,10 @@ class Store:
                     self._slots.end_lost(slot, slot_dir)
                 generation = self._slots.live(slot)
             if generation is not None and not generation.fenced:
-                if sealed and not generation.form.head:
+                if seal is not None and seal != generation.form.seal:
+                    how = f"sealed otherwise ({generation.form.seal})" if generation.form.seal else "not sealed"
                     generation.close()
-                    raise SealMismatchError("the namespace is there and not sealed", hint="purge it first")
+                    raise SealMismatchError(f"the namespace is there and {how}", hint="purge it first")
                 return generation
             if generation is not None:
                 generation.close()
@@ -195,9 +201,9 @@ class Store:
                 return None
             self._check_writable()
             with self._slots.locked(slot, create=True) as slot_dir:
-                if sealed:
+                if seal is not None:
                     self._use_feature(SEAL)
-                self._slots.begin(slot, slot_dir, name, sealed=sealed)
+                self._slots.begin(slot, slot_dir, name, seal=seal)
             return self._slots.live(slot)
 
     def namespaces(self) -> list[Tenancy]:
@@ -208,8 +214,9 @@ class Store:
             for slot in self._slots.names():
                 state = self._slots.state_of(slot)
                 if state is not None and state.state != "dead":
-                    sealed = self._slots.key_record(generation_name(slot, state.generation)) is not None
-                    found.append(Tenancy(slot, self._name_of(slot, state), state.state, state.generation, sealed))
+                    record = self._slots.key_record(generation_name(slot, state.generation))
+                    seal = None if record is None else record.seal
+                    found.append(Tenancy(slot, self._name_of(slot, state), state.state, state.generation, seal))
         return found
 
     # -- purge
@@ -446,7 +453,7 @@ class Store:
             try:
                 raw, record = read_small(self._disk, folder, NAME), KeyRecord.read(self._disk, folder)
                 if record is not None:
-                    form = self._keys.load(record, generation_name(slot, state.generation))
+                    form = self._keys.load(folder, record, generation_name(slot, state.generation))
                     if form is None:
                         continue
                     try:

@@ -152,6 +152,17 @@ class Scenes:
             purging.join()
             generation.close()
 
+    def sealed(self) -> None:
+        data = self.canary.file(_SIZE)
+        with LayerCache(self.root) as cache:
+            namespace = cache.namespace(f"{self.canary.namespace} sealed", seal="ephemeral")
+            with namespace.pull(self.reference) as image:
+                for layer in image.layers:
+                    layer.uncompressed().read()
+            with suppress(ConnectionError):
+                namespace.admit(Descriptor(OCTET_STREAM, Digest.of(data), len(data)), _Broken(data[: _SIZE - 1000]))
+            assert namespace.purge().level == "crypto-erased"
+
     def fill_to_the_limit(self) -> None:
         with LayerCache(self.root, budget=24 << 20, keep_free=0) as cache:
             namespace = cache.namespace(f"{self.canary.namespace} full", quota="10%", floor="1MiB")

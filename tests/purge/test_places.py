@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ _TENANT = rf"(data|trash)/{_GEN}"
 PLACES = {
     # As docs/format.md has it: below the root, and whose bytes it can hold.
     "FORMAT": r"FORMAT(\.new)?",
+    "tmp.*": r"tmp\.[0-9a-f]+\.[0-9a-f]+",
     "root.key": r"root\.key(\.new)?",
     "root.lock": r"root\.lock",
     "janitor.lock": r"janitor\.lock",
@@ -49,7 +51,8 @@ PLACES = {
     "pins/<64 hex>": rf"{_TENANT}/pins(/{_NAME})?",
     "hints": rf"{_TENANT}/hints",
     "quota": rf"{_TENANT}/quota",
-    "in/": rf"{_TENANT}/in(/{_NAME}\.\d+\.[0-9a-f]+\.(part|sums)|/tmp\.[0-9a-f]+\.[0-9a-f]+)?",
+    "key": rf"{_TENANT}/key(\.new)?",
+    "in/": rf"{_TENANT}/in(/{_NAME}(\.\d+)?\.[0-9a-f]+\.(part|sums)|/tmp\.[0-9a-f]+\.[0-9a-f]+)?",
     "blobs/<2 hex>/<name>": rf"{_TENANT}/blobs(/{_HEX}(/{_NAME})?)?",
     "meta/<2 hex>/<name>": rf"{_TENANT}/meta(/{_HEX}(/{_NAME})?)?",
     "refs/<64 hex>": rf"{_TENANT}/refs(/{_NAME})?",
@@ -150,9 +153,11 @@ def test_nothing_is_written_outside_the_declared_places(root, tmp_path, scripted
         trap.mkdir()
     target = tmp_path / "exported"
     script = (sys.executable, "-m", "tests.purge.scenes", root, target, scripted.host, canary.seed)
-    log = traced(tmp_path, *script, **{variable: str(trap) for variable, trap in traps.items()})
-    found = list(changes(log))
-    wrong = sorted(undeclared(found, root, target))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as keys:
+        environment = {"LAYERCACHE_KEYS": keys} | {variable: str(trap) for variable, trap in traps.items()}
+        found = list(changes(traced(tmp_path, *script, **environment)))
+        assert not list(Path(keys).iterdir())
+        wrong = sorted(undeclared(found, root, target, Path(keys)))
     assert not wrong, "\n".join(wrong)
     for trap in traps.values():
         assert not list(trap.iterdir())
