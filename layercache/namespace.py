@@ -48,6 +48,7 @@ from layercache.store import (
     check_pin_name,
     pin,
     pins,
+    set_quota,
     unpin,
 )
 
@@ -435,7 +436,7 @@ class Namespace:
                 self._bound = None if found is None else found.close_when_dropped()
                 if self._bound is not None and self._quota is not None:
                     try:
-                        self._bound.set_quota(self._quota)
+                        set_quota(self._bound, self._quota)
                     except StoreError as error:
                         _log.warning("a quota is not remembered: %s", error)
             return self._bound

@@ -10,6 +10,7 @@ from layercache.store._layout import Meta, NamespaceName, Ref
 from layercache.store._leftovers import Leftover
 from layercache.store._limits import Amount, Budget
 from layercache.store._pins import Pin, check_pin_name, pin, pins, unpin
+from layercache.store._quota import set_quota
 from layercache.store._read import Blob
 from layercache.store._receipts import Receipt
 from layercache.store._seal import Seal
@@ -34,5 +35,6 @@ __all__ = [
     "check_pin_name",
     "pin",
     "pins",
+    "set_quota",
     "unpin",
 ]

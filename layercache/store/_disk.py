@@ -45,7 +45,7 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A filesystem's size and what of it can still be used, in bytes and in inodes (0 where it has no count)."""
+    """A filesystem's size and what is left of it, in bytes and in inodes (0 where it has no count)."""
 
     total: int
     free: int
@@ -191,10 +191,6 @@ class Disk(Protocol):
 
     def word(self, file: File) -> Word:
         """Map the first eight bytes of a file, for reading: a store there can kill the process on a full disk."""
-        ...
-
-    def free(self) -> int:
-        """Return the bytes that can still be written."""
         ...
 
     def room(self) -> Room:
@@ -417,9 +413,6 @@ class PosixDisk:
 
     def word(self, file: File) -> Word:
         return _MappedWord(file.fd)
-
-    def free(self) -> int:
-        return self.room().free
 
     def room(self) -> Room:
         now = os.fstatvfs(self.root.fd)

@@ -24,9 +24,10 @@ from layercache.store._disk import Dir, Disk
 from layercache.store._faults import guarding
 from layercache.store._files import PATIENCE, lock_within, read_record
 from layercache.store._generation import Generation
-from layercache.store._layout import EVICT_LOCK, POLICY, QUOTA, Slot, generation_name, parse_generation_name
+from layercache.store._layout import EVICT_LOCK, POLICY, Slot, generation_name, parse_generation_name
 from layercache.store._limits import Limits
 from layercache.store._pins import has_pins, pinned
+from layercache.store._quota import quota_of
 from layercache.store._slots import Slots
 from layercache.store._space import Space
 from layercache.store._uses import Use, take_uses
@@ -177,7 +178,7 @@ class Evictor:
             with _by_itself():
                 held = pinned(generation)
                 found = {f"{folder}/{name}": (created, size) for name, created, size in stored(generation)}
-                quota = _quota(read_record(self._disk, generation.folder, QUOTA))
+                quota = quota_of(generation)
                 part = _load(self._disk, generation.folder)
                 generation.note_uses()
                 fresh = take_uses(self._disk, generation.folder)
@@ -255,7 +256,7 @@ class _Openings:
 
 
 def _live(slots: Slots, slot: Slot) -> Generation | None:
-    """Return the generation that lives in a slot; with its key, where that is to be had, if it is needed to read pins."""
+    """Return the generation that lives in a slot; with its key, where that can be had, if pins need it."""
     generation = slots.live(slot, keyless=True)
     if generation is None or not generation.form.keyless or not has_pins(generation):
         return generation
@@ -351,13 +352,6 @@ def _mark(generation: Generation, name: str, when: float) -> None:
                 generation.disk.touch(file, when)
             finally:
                 generation.disk.close(file)
-
-
-def _quota(raw: bytes | None) -> Quota | None:
-    with suppress(ValueError, KeyError, TypeError):
-        fields = json.loads(raw or b"")
-        return Quota(None if fields["limit"] is None else int(fields["limit"]), int(fields["floor"]))
-    return None
 
 
 def _load(disk: Disk, at: Dir) -> dict[str, Any] | None:

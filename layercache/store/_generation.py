@@ -8,7 +8,6 @@ like is the form's to say.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ from layercache.errors import (
     StoreError,
 )
 from layercache.oci import Descriptor, Digest, Reference
-from layercache.policy import Quota
 from layercache.store import _ingest, _removal
 from layercache.store._disk import Dir, Disk, File
 from layercache.store._faults import store_error
@@ -38,7 +36,6 @@ from layercache.store._layout import (
     LOCKS,
     META,
     QUARANTINE,
-    QUOTA,
     REFS,
     Meta,
     Ref,
@@ -328,19 +325,6 @@ class Generation:
         """Note which blobs make an image: with one of them gone, the others are worth less."""
         names = (self.form.ref_name(reference), *map(self.form.blob_name, digests))
         self.uses.note(Use(self.disk.now(), "m", names))
-
-    def set_quota(self, quota: Quota) -> None:
-        """Remember what the namespace may take and what it is left, in bytes."""
-        raw = json.dumps({"limit": quota.limit, "floor": quota.floor}).encode() + b"\n"
-        with self.guarding("record a quota"):
-            if not self.writable or read_record(self.disk, self.folder, QUOTA) == raw:
-                return
-            self.check_slot()
-            with self.space.taking(lambda: RECORD, "record a quota"):
-                pass
-            with temporary(self.disk, self.incoming, raw) as new:
-                self.disk.rename(self.incoming, new, self.folder, QUOTA, replace=True)
-            self.disk.sync(self.folder)
 
     def note_uses(self) -> None:
         """Write down the uses since the last time, for whoever evicts next, if that can be done now."""

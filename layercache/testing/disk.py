@@ -359,10 +359,6 @@ class Process:
         node.mapped += 1
         return _Word(self, node)
 
-    def free(self) -> int:
-        self._begin("free")
-        return self.disk.left()
-
     def room(self) -> Room:
         self._begin("room")
         return Room(1 << 50 if self.disk.capacity is None else self.disk.capacity, self.disk.left(), 0, 0)
