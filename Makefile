@@ -19,10 +19,13 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # The one list of programs that tests and benchmarks start, each with its Debian package.
 PROGRAMS := \
 	curl:curl \
+	docker-credential-ecr-login:amazon-ecr-credential-helper \
+	docker-credential-pass:golang-docker-credential-helpers \
 	docker-registry:docker-registry \
 	igzip:isal \
 	mkfs.ext4:e2fsprogs \
 	mkfs.xfs:xfsprogs \
+	nginx:nginx-light \
 	openssl:openssl \
 	skopeo:skopeo \
 	strace:strace \
