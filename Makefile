@@ -47,7 +47,7 @@ test: setup packages check ## set up, check, then run the whole suite
 
 soak: setup packages ## every fault, cut, round and mutant, and SEEDS (1000000) simulated runs: hours
 	@LAYERCACHE_SOAK=1 LAYERCACHE_SEEDS=$(SEEDS) $(PY) -m pytest -n $(JOBS) --dist loadfile --timeout=14400 \
-		tests/simulation tests/mutants tests/crash tests/multiprocess tests/purge
+		tests/simulation tests/mutants tests/crash tests/multiprocess tests/purge tests/test_registry_failures.py
 
 check: setup ## format, lint, types, import layers, who may touch what
 	@failed=0

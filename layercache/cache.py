@@ -82,7 +82,7 @@ class LayerCache:
         self._kms = kms or KmsKey()
         self._registries: dict[tuple[str, str, bool | None], Registry] = {}
         self._pace = Pace()
-        self._namespaces: weakref.WeakSet[Namespace] = weakref.WeakSet()
+        self._namespaces: dict[tuple[NamespaceName, Seal | None], Namespace] = {}
         self._store: Store | None = None
         self._janitor: Janitor | None = None
         self._housekeeping = janitor
@@ -98,7 +98,8 @@ class LayerCache:
     def namespace(self, name: str, *, seal: Seal | None = None) -> Namespace:
         """Return the handle of a tenant's namespace. Nothing is made on disk before something is stored in it.
 
-        This is the only place that takes a namespace's name; whoever has the handle has the namespace.
+        This is the only place that takes a namespace's name; whoever has the handle has the namespace. The same name
+        gives the same handle, which keeps a few descriptors open until the cache is closed.
 
         :param name: any non-empty text of at most 255 bytes.
         :param seal: keeps its content encrypted: ``"ephemeral"`` under a key in memory that a reboot takes, ``"kms"``
@@ -119,8 +120,10 @@ class LayerCache:
         for tenancy in self.store().namespaces():
             blobs = size = 0
             if tenancy.name is not None and tenancy.state == "live":
-                for info in self._namespace(tenancy.name).blobs():
+                namespace = self._handle(tenancy.name)
+                for info in namespace.blobs():
                     blobs, size = blobs + 1, size + info.size
+                namespace.release()
             name = None if tenancy.name is None else tenancy.name.text
             found.append(
                 NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size, tenancy.seal)
@@ -205,7 +208,7 @@ class LayerCache:
             registries, self._registries = list(self._registries.values()), {}
             store, self._store = self._store, None
             janitor, self._janitor = self._janitor, None
-            namespaces = list(self._namespaces)
+            namespaces = list(self._namespaces.values())
         if janitor is not None:
             janitor.stop()
         for registry in registries:
@@ -216,17 +219,19 @@ class LayerCache:
             store.close()
 
     def _namespace(self, name: NamespaceName, *, seal: Seal | None = None) -> Namespace:
-        registry = partial(self.registry, tenant=name.text)
-        namespace = Namespace(
-            name, store=self.store, registry=registry, platform=self.platform, jobs=self.jobs, seal=seal
-        )
         with self._lock:
-            self._namespaces.add(namespace)
-        return namespace
+            namespace = self._namespaces.get((name, seal))
+            if namespace is None:  # one for all who ask: each has directories open, and nobody gives a handle back
+                namespace = self._namespaces[name, seal] = self._handle(name, seal=seal)
+            return namespace
+
+    def _handle(self, name: NamespaceName, *, seal: Seal | None = None) -> Namespace:
+        registry = partial(self.registry, tenant=name.text)
+        return Namespace(name, store=self.store, registry=registry, platform=self.platform, jobs=self.jobs, seal=seal)
 
     def _let_go(self) -> None:
         with self._lock:
-            namespaces = list(self._namespaces)
+            namespaces = list(self._namespaces.values())
         for namespace in namespaces:
             namespace.let_go()
 

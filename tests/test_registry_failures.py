@@ -23,7 +23,7 @@ from tests.crash import sweeps
 IMAGE = build_image([layer_tar({"a": os.urandom(200_000)}), layer_tar({"b": b"x" * 5000})], platform="linux/amd64")
 NAME = "demo/serving"
 PLATFORM = "linux/amd64"
-COUNT = 10_000 if sweeps.SOAK else 300
+COUNT = 10_000 if sweeps.SOAK else 150
 CHILD = """
 import sys
 from concurrent.futures import ThreadPoolExecutor

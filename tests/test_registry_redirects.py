@@ -171,7 +171,7 @@ def test_the_body_of_a_redirect_is_neither_decoded_nor_read_on(
 
 
 def test_urls_of_a_layer_are_never_asked(scripted: ScriptedRegistry, root: Path) -> None:
-    """containerd CVE-2020-15157, google/go-containerregistry#2259, #2293: not even where the blob is absent."""
+    """Containerd CVE-2020-15157, google/go-containerregistry#2259, #2293: not even where the blob is absent."""
     data = b"a layer"
     digest = Digest.of(data)
     config = scripted.put_blob(NAME, b"{}")
