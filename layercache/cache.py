@@ -97,7 +97,7 @@ class LayerCache:
         self._registries: dict[tuple[str, str, bool | None], Registry] = {}
         self._pace = Pace()
         self._costs: dict[str, Source] = {}
-        self._namespaces: weakref.WeakSet[Namespace] = weakref.WeakSet()
+        self._namespaces: dict[tuple[NamespaceName, Seal | None], Namespace] = {}
         self._store: Store | None = None
         self._janitor: Janitor | None = None
         self._housekeeping = janitor
@@ -120,7 +120,8 @@ class LayerCache:
     ) -> Namespace:
         """Return the handle of a tenant's namespace. Nothing is made on disk before something is stored in it.
 
-        This is the only place that takes a namespace's name; whoever has the handle has the namespace.
+        This is the only place that takes a namespace's name; whoever has the handle has the namespace. The same name
+        gives the same handle, which keeps a few descriptors open until the cache is closed.
 
         :param name: any non-empty text of at most 255 bytes.
         :param seal: keeps its content encrypted: ``"ephemeral"`` under a key in memory that a reboot takes, ``"kms"``
@@ -133,11 +134,12 @@ class LayerCache:
         """
         if seal not in (None, "ephemeral", "kms"):
             raise ValueError(f"no such seal: {seal!r}")
-        limits = None
+        namespace = self._namespace(NamespaceName(name), seal=seal)
         if quota is not None or floor:
             total = shutil.disk_usage(self.root).total if self.root.is_dir() else 0
-            limits = Quota(None if quota is None else Amount.parse(quota).of(total), Amount.parse(floor).of(total))
-        return self._namespace(NamespaceName(name), seal=seal, quota=limits)
+            most = None if quota is None else Amount.parse(quota).of(total)
+            namespace.limit(Quota(most, Amount.parse(floor).of(total)))
+        return namespace
 
     def namespaces(self) -> list[NamespaceInfo]:
         """Return the namespaces that are live or being purged. Reads every namespace's directories.
@@ -148,8 +150,10 @@ class LayerCache:
         for tenancy in self.store().namespaces():
             blobs = size = 0
             if tenancy.name is not None and tenancy.state == "live":
-                for info in self._namespace(tenancy.name).blobs():
+                namespace = self._handle(tenancy.name)
+                for info in namespace.blobs():
                     blobs, size = blobs + 1, size + info.size
+                namespace.release()
             name = None if tenancy.name is None else tenancy.name.text
             found.append(
                 NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size, tenancy.seal)
@@ -304,7 +308,7 @@ class LayerCache:
             registries, self._registries = list(self._registries.values()), {}
             store, self._store = self._store, None
             janitor, self._janitor = self._janitor, None
-            namespaces = list(self._namespaces)
+            namespaces = list(self._namespaces.values())
         if janitor is not None:
             janitor.stop()
         for registry in registries:
@@ -314,9 +318,16 @@ class LayerCache:
         if store is not None:
             store.close()
 
-    def _namespace(self, name: NamespaceName, *, seal: Seal | None = None, quota: Quota | None = None) -> Namespace:
+    def _namespace(self, name: NamespaceName, *, seal: Seal | None = None) -> Namespace:
+        with self._lock:
+            namespace = self._namespaces.get((name, seal))
+            if namespace is None:  # one for all who ask: each has directories open, and nobody gives a handle back
+                namespace = self._namespaces[name, seal] = self._handle(name, seal=seal)
+            return namespace
+
+    def _handle(self, name: NamespaceName, *, seal: Seal | None = None) -> Namespace:
         registry = partial(self.registry, tenant=name.text)
-        namespace = Namespace(
+        return Namespace(
             name,
             store=self.store,
             registry=registry,
@@ -324,15 +335,11 @@ class LayerCache:
             jobs=self.jobs,
             costs=self._costs,
             seal=seal,
-            quota=quota,
         )
-        with self._lock:
-            self._namespaces.add(namespace)
-        return namespace
 
     def _let_go(self) -> None:
         with self._lock:
-            namespaces = list(self._namespaces)
+            namespaces = list(self._namespaces.values())
         for namespace in namespaces:
             namespace.let_go()
 

@@ -86,7 +86,6 @@ class Namespace:
         jobs: int,
         costs: dict[str, Cost],
         seal: Seal | None = None,
-        quota: Quota | None = None,
     ) -> None:
         self._name = name
         self._store = store
@@ -95,7 +94,7 @@ class Namespace:
         self._jobs = jobs
         self._costs = costs
         self._seal = seal
-        self._quota = quota
+        self._quota: Quota | None = None
         self._lock = threading.Lock()
         self._bound: Generation | None = None
         _forked.add(self)
@@ -408,6 +407,12 @@ class Namespace:
 
     # -- for the other rooms of the cache
 
+    def limit(self, quota: Quota) -> None:
+        """Remember what this namespace may take and keeps, in this generation and those to come."""
+        with self._lock:
+            self._quota = quota
+            self._note_quota()
+
     def release(self) -> None:
         """Give back what is open of the namespace itself, so that its filesystem can be unmounted. Images stay."""
         with self._lock:
@@ -434,12 +439,15 @@ class Namespace:
             if self._bound is None:
                 found = self._store().generation(self._name, create=create, seal=self._seal)
                 self._bound = None if found is None else found.close_when_dropped()
-                if self._bound is not None and self._quota is not None:
-                    try:
-                        set_quota(self._bound, self._quota)
-                    except StoreError as error:
-                        _log.warning("a quota is not remembered: %s", error)
+                self._note_quota()
             return self._bound
+
+    def _note_quota(self) -> None:
+        if self._bound is not None and self._quota is not None:
+            try:
+                set_quota(self._bound, self._quota)
+            except (StoreError, NamespacePurgedError) as error:
+                _log.warning("a quota is not remembered: %s", error)
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
