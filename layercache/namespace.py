@@ -362,8 +362,8 @@ class Namespace:
     def pin(self, name: str, reference: Reference | str) -> PinInfo:
         """Keep an image that is here whole from being evicted, for good, and return the pin.
 
-        It survives restarts, and ends with :meth:`unpin` or a purge. A pin of that name is replaced. What the reference
-        comes to mean later is not pinned.
+        It ends with :meth:`unpin` or a purge; one of that name is replaced. What the reference comes to mean later is
+        not pinned.
 
         :raises NotFoundError: when the reference is not known here, or a blob of it is not here.
         """
@@ -385,10 +385,8 @@ class Namespace:
 
     def pins(self) -> Iterator[PinInfo]:
         """Yield the pins of this namespace."""
-        generation = self._generation(create=False)
-        if generation is not None:
-            for found in pins(generation):
-                yield pin_info(generation, found)
+        if (generation := self._generation(create=False)) is not None:
+            yield from (pin_info(generation, found) for found in pins(generation))
 
     def purge(self, *, wait: float = 5.0, trim: bool = False) -> Receipt:
         """Remove everything of this namespace, whoever is using it, and return what was reached.
