@@ -19,10 +19,13 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # The one list of programs that tests and benchmarks start, each with its Debian package.
 PROGRAMS := \
 	curl:curl \
+	docker-credential-ecr-login:amazon-ecr-credential-helper \
+	docker-credential-pass:golang-docker-credential-helpers \
 	docker-registry:docker-registry \
 	igzip:isal \
 	mkfs.ext4:e2fsprogs \
 	mkfs.xfs:xfsprogs \
+	nginx:nginx-light \
 	openssl:openssl \
 	skopeo:skopeo \
 	strace:strace \
@@ -44,7 +47,7 @@ test: setup packages check ## set up, check, then run the whole suite
 
 soak: setup packages ## every fault, cut, round and mutant, and SEEDS (1000000) simulated runs: hours
 	@LAYERCACHE_SOAK=1 LAYERCACHE_SEEDS=$(SEEDS) $(PY) -m pytest -n $(JOBS) --dist loadfile --timeout=14400 \
-		tests/simulation tests/mutants tests/crash tests/multiprocess tests/purge
+		tests/simulation tests/mutants tests/crash tests/multiprocess tests/purge tests/test_registry_failures.py
 
 check: setup ## format, lint, types, import layers, who may touch what
 	@failed=0

@@ -33,6 +33,7 @@ SEEDS = [
     b"u https://127.0.0.1:5000/v2/?a=b#c",
     b'w 299 - "quoted \\" text"',
     b"p http://user:pass@proxy.example:3128",
+    b"|\xc3??:\xb9,",
     b"n123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com",
 ]
 TOKENS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from layercache.errors import FormatError, StoreClosedError, StoreError, UnsafeRootError
+from layercache.errors import FormatError, NotFoundError, StoreClosedError, StoreError, UnsafeRootError
 from layercache.janitor import Janitor
 from layercache.namespace import Namespace, as_platform
 from layercache.oci import Platform, Repository
+from layercache.policy import Quota, Source
 from layercache.registry import Credentials, EcrCredentials, Mirror, Pace, Registry, Tls
-from layercache.reports import NamespaceInfo, ReceiptsReport
-from layercache.store import KmsKey, NamespaceName, Receipt, Seal, Store
+from layercache.reports import NamespaceInfo, NamespaceUsage, Pruned, ReceiptsReport, Usage
+from layercache.store import Amount, Budget, KmsKey, NamespaceName, Receipt, Seal, Store
 
 __all__ = ["LayerCache", "default_root"]
 
@@ -49,6 +51,13 @@ class LayerCache:
         ``layercache`` in the XDG cache directory.
     :param platform: what to choose from a multi-platform image. Default: this host's.
     :param jobs: transfers at once, of one pull.
+    :param budget: the most that the root may take on its disk, everything below it counted: ``"200GiB"``, ``"80%"`` of
+        the filesystem, or bytes. Default: what was given for this root last, else 80 %. What does not fit is evicted
+        for, or passed through.
+    :param keep_free: what is left to the rest of the machine, in the same words. Default: 5 %, but no more than 10 GiB;
+        unless it is 0, 1 % of the inodes, too.
+    :param watermarks: the shares of the budget at which housekeeping begins to evict, and down to which it does.
+    :param policy: in which order blobs go: one of :data:`layercache.policy.POLICIES`.
     :param credentials: for registries and mirrors. Default: AWS's for Amazon ECR, else docker's and podman's.
     :param mirrors: by registry host (``docker.io``), what is asked before the registry itself.
     :param hosts_dir: a directory of ``hosts.toml`` files as containerd has it (``/etc/containerd/certs.d``).
@@ -64,6 +73,10 @@ class LayerCache:
         *,
         platform: Platform | str | None = None,
         jobs: int = _JOBS,
+        budget: int | str | None = None,
+        keep_free: int | str | None = None,
+        watermarks: tuple[float, float] = (0.95, 0.90),
+        policy: str = "default",
         janitor: bool = True,
         credentials: Credentials | None = None,
         mirrors: Mapping[str, Sequence[Mirror | str]] | None = None,
@@ -73,6 +86,7 @@ class LayerCache:
     ) -> None:
         if jobs < 1:
             raise ValueError("jobs must be at least 1")
+        self._budget = Budget(budget, keep_free, *watermarks, policy)
         self.root = Path(root) if root is not None else default_root()
         self.platform = Platform.host() if platform is None else as_platform(platform)
         self.jobs = jobs
@@ -82,7 +96,8 @@ class LayerCache:
         self._kms = kms or KmsKey()
         self._registries: dict[tuple[str, str, bool | None], Registry] = {}
         self._pace = Pace()
-        self._namespaces: weakref.WeakSet[Namespace] = weakref.WeakSet()
+        self._costs: dict[str, Source] = {}
+        self._namespaces: dict[tuple[NamespaceName, Seal | None], Namespace] = {}
         self._store: Store | None = None
         self._janitor: Janitor | None = None
         self._housekeeping = janitor
@@ -95,20 +110,36 @@ class LayerCache:
         except StoreError as error:
             _log.warning("the cache goes without its root: %s", error)
 
-    def namespace(self, name: str, *, seal: Seal | None = None) -> Namespace:
+    def namespace(
+        self,
+        name: str,
+        *,
+        seal: Seal | None = None,
+        quota: int | str | None = None,
+        floor: int | str = 0,
+    ) -> Namespace:
         """Return the handle of a tenant's namespace. Nothing is made on disk before something is stored in it.
 
-        This is the only place that takes a namespace's name; whoever has the handle has the namespace.
+        This is the only place that takes a namespace's name; whoever has the handle has the namespace. The same name
+        gives the same handle, which keeps a few descriptors open until the cache is closed.
 
         :param name: any non-empty text of at most 255 bytes.
         :param seal: keeps its content encrypted: ``"ephemeral"`` under a key in memory that a reboot takes, ``"kms"``
             under one that is wrapped by a key of AWS KMS; needs the extra ``seal``. A namespace stays as it was begun:
             without ``seal`` a sealed one is read as such, and asking for a seal where one lives in clear or otherwise
             sealed is a :class:`~layercache.errors.SealMismatchError` at the first use.
+        :param quota: what it may take, in the words of ``budget``: when room is needed, who is over its quota pays
+            first.
+        :param floor: what it keeps whatever room is needed. Both are remembered until the namespace is purged.
         """
         if seal not in (None, "ephemeral", "kms"):
             raise ValueError(f"no such seal: {seal!r}")
-        return self._namespace(NamespaceName(name), seal=seal)
+        namespace = self._namespace(NamespaceName(name), seal=seal)
+        if quota is not None or floor:
+            total = shutil.disk_usage(self.root).total if self.root.is_dir() else 0
+            most = None if quota is None else Amount.parse(quota).of(total)
+            namespace.limit(Quota(most, Amount.parse(floor).of(total)))
+        return namespace
 
     def namespaces(self) -> list[NamespaceInfo]:
         """Return the namespaces that are live or being purged. Reads every namespace's directories.
@@ -119,13 +150,85 @@ class LayerCache:
         for tenancy in self.store().namespaces():
             blobs = size = 0
             if tenancy.name is not None and tenancy.state == "live":
-                for info in self._namespace(tenancy.name).blobs():
+                namespace = self._handle(tenancy.name)
+                for info in namespace.blobs():
                     blobs, size = blobs + 1, size + info.size
+                namespace.release()
             name = None if tenancy.name is None else tenancy.name.text
             found.append(
                 NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size, tenancy.seal)
             )
         return sorted(found, key=lambda info: (info.name or "", info.slot))
+
+    def usage(self) -> Usage:
+        """Return what the root takes, by namespace, and how much of that could go. Looks at every file of the root.
+
+        :raises StoreError: when the root cannot be used.
+        """
+        store = self.store()
+        counted, used = store.space.measure()
+        names = self._names()
+        limits = store.limits
+        assert limits is not None  # noqa: S101 - this class always gives a budget
+        found = [
+            NamespaceUsage(
+                names.get(one.slot),
+                one.slot,
+                one.blobs,
+                one.bytes,
+                one.reserved,
+                one.evictable,
+                one.pinned,
+                one.leased,
+            )
+            for one in store.holdings()
+        ]
+        found.sort(key=lambda one: (one.name or "", one.slot))
+        return Usage(limits.most, used, max(0, counted - used), store.space.free(), limits.floor, tuple(found))
+
+    def prune(
+        self,
+        namespace: str | None = None,
+        *,
+        to: int | str | None = None,
+        older_than: float = 0.0,
+        dry_run: bool = False,
+    ) -> list[Pruned]:
+        """Evict what is neither open nor pinned, worth least first, and return what went.
+
+        :param namespace: of this namespace only.
+        :param to: no more than it takes for the root to use so much, in the words of ``budget``. Default: all of it.
+        :param older_than: only what was not used for so many seconds.
+        :param dry_run: nothing goes; blobs that are open may be among the answer.
+        :raises NotFoundError: when there is no such namespace.
+        :raises StoreError: when the root cannot be written, or somebody keeps a lock.
+        """
+        store = self.store()
+        need = None
+        if to is not None:
+            need = store.space.measure()[1] - Amount.parse(to).of(shutil.disk_usage(self.root).total)
+            if need <= 0:
+                return []
+        slots = {name: slot for slot, name in self._names().items()}
+        if namespace is not None and namespace not in slots:
+            raise NotFoundError("the namespace holds nothing")
+        wanted = None if namespace is None else slots[namespace]
+        if store.evictor is None:
+            return []
+        gone = []
+        names = self._names()
+        for victim, used in store.evictor.prune(need, slot=wanted, older_than=older_than, dry_run=dry_run):
+            folder, _, blob = victim.key.partition("/")
+            slot = folder.partition(".")[0]
+            gone.append(Pruned(names.get(slot), slot, blob, victim.size, victim.why, used))
+        return gone
+
+    def _names(self) -> dict[str, str]:
+        return {
+            tenancy.slot: tenancy.name.text
+            for tenancy in self.store().namespaces()
+            if tenancy.name is not None and tenancy.state == "live"
+        }
 
     def purge_matching(self, pattern: str, *, wait: float = 5.0, trim: bool = False) -> dict[str, Receipt]:
         """Purge every namespace whose name matches, and return a receipt for each by its name.
@@ -173,7 +276,7 @@ class LayerCache:
             if self._closed:
                 raise StoreClosedError("the cache is closed", hint="open it again")
             if self._store is None:
-                self._store = Store(self.root, kms=self._kms)
+                self._store = Store(self.root, budget=self._budget, kms=self._kms)
                 if self._housekeeping:
                     self._janitor = Janitor(self.store, let_go=self._let_go)
             return self._store
@@ -205,7 +308,7 @@ class LayerCache:
             registries, self._registries = list(self._registries.values()), {}
             store, self._store = self._store, None
             janitor, self._janitor = self._janitor, None
-            namespaces = list(self._namespaces)
+            namespaces = list(self._namespaces.values())
         if janitor is not None:
             janitor.stop()
         for registry in registries:
@@ -216,17 +319,27 @@ class LayerCache:
             store.close()
 
     def _namespace(self, name: NamespaceName, *, seal: Seal | None = None) -> Namespace:
-        registry = partial(self.registry, tenant=name.text)
-        namespace = Namespace(
-            name, store=self.store, registry=registry, platform=self.platform, jobs=self.jobs, seal=seal
-        )
         with self._lock:
-            self._namespaces.add(namespace)
-        return namespace
+            namespace = self._namespaces.get((name, seal))
+            if namespace is None:  # one for all who ask: each has directories open, and nobody gives a handle back
+                namespace = self._namespaces[name, seal] = self._handle(name, seal=seal)
+            return namespace
+
+    def _handle(self, name: NamespaceName, *, seal: Seal | None = None) -> Namespace:
+        registry = partial(self.registry, tenant=name.text)
+        return Namespace(
+            name,
+            store=self.store,
+            registry=registry,
+            platform=self.platform,
+            jobs=self.jobs,
+            costs=self._costs,
+            seal=seal,
+        )
 
     def _let_go(self) -> None:
         with self._lock:
-            namespaces = list(self._namespaces)
+            namespaces = list(self._namespaces.values())
         for namespace in namespaces:
             namespace.let_go()
 

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 
 from layercache.errors import IntegrityError, InUseError, NotFoundError
 from layercache.oci import Descriptor, Digest, Index, Manifest, descend, parse_document
-from layercache.reports import BlobInfo, Finding, ImageInfo
-from layercache.store import Blob, Generation, Ref
+from layercache.reports import BlobInfo, Finding, ImageInfo, PinInfo
+from layercache.store import Blob, Generation, Pin, Ref
 
 __all__ = [
     "blob_info",
     "findings",
     "image_info",
     "only_needed_by",
+    "pin_info",
     "stored_descriptor",
     "stored_document",
     "unique",
@@ -61,6 +62,12 @@ def image_info(generation: Generation, ref: Ref) -> ImageInfo:
         blobs=digests,
         missing=tuple(digest for digest in digests if not generation.has(digest)),
     )
+
+
+def pin_info(generation: Generation, pin: Pin) -> PinInfo:
+    """Return what is known of a pin."""
+    missing = tuple(digest for digest in pin.blobs if not generation.has(digest))
+    return PinInfo(pin.name, pin.reference, pin.digest, pin.blobs, missing, pin.created)
 
 
 def findings(

@@ -20,17 +20,18 @@ SCRUB_PERIOD = 30 * 86400.0
 SCRUB_RATE = 16 << 20
 """Bytes a second that a scrub reads at most."""
 
-_FIRST, _INTERVAL = 60.0, 900.0
+_FIRST, _INTERVAL, _NOTES = 60.0, 900.0, 20.0
 
 _OFTEN = 5.0
 """Seconds after which an idle process has let go of what another one purged: above all of its key."""
 
 
 class Janitor:
-    """A daemon thread that sweeps what crashes left, once, and scrubs what is due, every quarter of an hour.
+    """A daemon thread that sweeps what crashes left, once, evicts and scrubs what is due, every quarter of an hour.
 
-    Where another process is at it, this one lets it. A short-lived process never begins. Every few seconds it calls
-    ``let_go``, which makes no system call as a rule.
+    What was used is written down more often, so that whichever process evicts knows of it. Where another process is at
+    it, this one lets it. A short-lived process never begins. Every few seconds it calls ``let_go``, which makes no
+    system call as a rule.
     """
 
     def __init__(self, store: Callable[[], Store], *, let_go: Callable[[], None] = lambda: None) -> None:
@@ -60,21 +61,27 @@ class Janitor:
                 pass
             else:
                 self._swept = True
+        if store.evictor is not None and (freed := store.evictor.tidy()):
+            _log.info("evicted %d bytes", freed)
         # Half of the period is left for a scrub that comes late or takes long.
         control = Control(cancel=self._stop)
         for finding in store.scrub(older_than=SCRUB_PERIOD / 2, rate=SCRUB_RATE, control=control):
             _log.warning("scrub: %s: %s", finding.digest, finding.detail)
 
     def _run(self) -> None:
-        left = _FIRST
+        due, notes = _FIRST, _NOTES
         while not self._stop.wait(_OFTEN):
             self._let_go()
-            left -= _OFTEN
-            if left > 0:
+            due -= _OFTEN
+            notes -= _OFTEN
+            if notes > 0 and due > 0:
                 continue
-            left = _INTERVAL
+            notes = _NOTES
             try:
-                self.tick()
+                self._store().note_uses()
+                if due <= 0:
+                    due = _INTERVAL
+                    self.tick()
             except CancelledError:
                 return
             except LayerCacheError as error:

@@ -4,10 +4,44 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
+from typing import TypeVar
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "Meter"]
+
+_Piece = TypeVar("_Piece", bound=Sized)
+
+
+class Meter:
+    """How long a source took: ``wait`` seconds to its first byte, ``seconds`` for the ``size`` bytes in all after it.
+
+    What is done with the bytes meanwhile does not count.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.wait = self.seconds = 0.0
+
+    def over(self, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
+        """Yield the pieces as they come."""
+        try:
+            while True:
+                start = time.perf_counter()
+                piece = next(pieces, None)
+                took = time.perf_counter() - start
+                if piece is None:
+                    return
+                if self.size:
+                    self.seconds += took
+                else:
+                    self.wait = took
+                self.size += len(piece)
+                yield piece
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
 
 
 class Ledger:

@@ -23,6 +23,7 @@ from layercache.inventory import (
     findings,
     image_info,
     only_needed_by,
+    pin_info,
     stored_descriptor,
     stored_document,
     unique,
@@ -30,10 +31,26 @@ from layercache.inventory import (
 from layercache.layout import write_layout
 from layercache.metrics import Ledger
 from layercache.oci import OCTET_STREAM, Descriptor, DiffID, Digest, MediaType, Platform, Reference, Repository, descend
+from layercache.policy import Quota
+from layercache.policy import Source as Cost
 from layercache.pull import Pull
 from layercache.registry import Registry
-from layercache.reports import BlobInfo, Finding, ImageInfo
-from layercache.store import Blob, Generation, NamespaceName, Receipt, Ref, Seal, Store
+from layercache.reports import BlobInfo, Finding, ImageInfo, PinInfo
+from layercache.store import (
+    Blob,
+    Generation,
+    NamespaceName,
+    Pin,
+    Receipt,
+    Ref,
+    Seal,
+    Store,
+    check_pin_name,
+    pin,
+    pins,
+    set_quota,
+    unpin,
+)
 
 __all__ = ["Namespace", "as_platform"]
 
@@ -67,6 +84,7 @@ class Namespace:
         registry: Callable[[Repository, bool | None], Registry],
         platform: Platform,
         jobs: int,
+        costs: dict[str, Cost],
         seal: Seal | None = None,
     ) -> None:
         self._name = name
@@ -74,7 +92,9 @@ class Namespace:
         self._registry = registry
         self._platform = platform
         self._jobs = jobs
+        self._costs = costs
         self._seal = seal
+        self._quota: Quota | None = None
         self._lock = threading.Lock()
         self._bound: Generation | None = None
         _forked.add(self)
@@ -122,6 +142,7 @@ class Namespace:
             registry=lambda: self._registry(reference.repository, plain_http),
             generation=generation,
             trouble=trouble,
+            costs=self._costs,
             control=Control(timeout=timeout, cancel=cancel, progress=progress),
         )
         return pull.run(wanted, explicit=platform is not None, jobs=jobs or self._jobs, fresh=fresh)
@@ -132,7 +153,9 @@ class Namespace:
         :raises NotFoundError: when it is not here.
         """
         wanted = _digest(digest)
-        blob = self._existing().open(wanted)
+        generation = self._existing()
+        blob = generation.open(wanted)
+        generation.used(wanted)
         meta = blob.meta
         return Layer(Descriptor(meta.media_type, meta.digest, meta.size), meta.diff_id, blob=blob)
 
@@ -253,6 +276,7 @@ class Namespace:
             generation = self._made()
             try:
                 blob = generation.open(descriptor.digest)
+                generation.used(descriptor.digest)
                 return stream.ByteStream(blob.chunks(), on_close=blob.close)
             except NotFoundError:
                 ingest = generation.begin(descriptor, resume=False)
@@ -335,6 +359,35 @@ class Namespace:
                 continue
         return tuple(removed)
 
+    def pin(self, name: str, reference: Reference | str) -> PinInfo:
+        """Keep an image that is here whole from being evicted, for good, and return the pin.
+
+        It ends with :meth:`unpin` or a purge; one of that name is replaced. What the reference comes to mean later is
+        not pinned.
+
+        :raises NotFoundError: when the reference is not known here, or a blob of it is not here.
+        """
+        generation = self._existing()
+        ref = self._ref(generation, _reference(reference))
+        image = image_info(generation, ref)
+        if image.missing:
+            raise NotFoundError(f"{len(image.missing)} blobs of {ref.reference} are not here", hint="pull it")
+        made = Pin(check_pin_name(name), ref.reference, image.digest, image.blobs, generation.disk.now())
+        pin(generation, made, image.blobs)
+        return pin_info(generation, made)
+
+    def unpin(self, name: str) -> None:
+        """Let go of what a pin keeps.
+
+        :raises NotFoundError: when there is none of that name.
+        """
+        unpin(self._existing(), check_pin_name(name))
+
+    def pins(self) -> Iterator[PinInfo]:
+        """Yield the pins of this namespace."""
+        if (generation := self._generation(create=False)) is not None:
+            yield from (pin_info(generation, found) for found in pins(generation))
+
     def purge(self, *, wait: float = 5.0, trim: bool = False) -> Receipt:
         """Remove everything of this namespace, whoever is using it, and return what was reached.
 
@@ -351,6 +404,12 @@ class Namespace:
         return self._store().purge(self._name, wait=wait, trim=trim)
 
     # -- for the other rooms of the cache
+
+    def limit(self, quota: Quota) -> None:
+        """Remember what this namespace may take and keeps, in this generation and those to come."""
+        with self._lock:
+            self._quota = quota
+            self._note_quota()
 
     def release(self) -> None:
         """Give back what is open of the namespace itself, so that its filesystem can be unmounted. Images stay."""
@@ -378,7 +437,15 @@ class Namespace:
             if self._bound is None:
                 found = self._store().generation(self._name, create=create, seal=self._seal)
                 self._bound = None if found is None else found.close_when_dropped()
+                self._note_quota()
             return self._bound
+
+    def _note_quota(self) -> None:
+        if self._bound is not None and self._quota is not None:
+            try:
+                set_quota(self._bound, self._quota)
+            except (StoreError, NamespacePurgedError) as error:
+                _log.warning("a quota is not remembered: %s", error)
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

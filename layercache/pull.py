@@ -22,7 +22,7 @@ from layercache.errors import (
 from layercache.fill import Fetch, fill
 from layercache.image import Image, Layer
 from layercache.inventory import unique
-from layercache.metrics import Ledger
+from layercache.metrics import Ledger, Meter
 from layercache.oci import (
     Config,
     Descriptor,
@@ -36,6 +36,7 @@ from layercache.oci import (
     descend,
     parse_document,
 )
+from layercache.policy import Source as Cost
 from layercache.registry import Registry
 from layercache.reports import BlobReport, PullReport, Source
 from layercache.store import Blob, Generation, Ref
@@ -49,6 +50,7 @@ class Pull:
     """One pull. Its state is what it has opened, so that a failure can give all of it back.
 
     :param registry: gives the client, when the network is needed at all.
+    :param costs: what a miss has taken so far, by source; kept up to date.
     :param generation: where blobs are kept; ``None`` where the store cannot be used, for the reason in ``trouble``.
     """
 
@@ -59,6 +61,7 @@ class Pull:
         registry: Callable[[], Registry],
         generation: Generation | None,
         trouble: StoreError | None,
+        costs: dict[str, Cost],
         control: Control,
     ) -> None:
         self._reference = reference
@@ -66,6 +69,7 @@ class Pull:
         self._client = registry
         self._generation = generation
         self._trouble = trouble
+        self._costs = costs
         self._control = control
         self._ledger = Ledger()
         self._held: dict[Digest, Blob] = {}
@@ -92,6 +96,8 @@ class Pull:
             order = unique(
                 (*[self._described(digest) for digest in self._documents], manifest.config, *manifest.layers)
             )
+            if self._generation is not None:
+                self._generation.together(self._reference, [part.digest for part in order])
             report = PullReport(
                 reference=self._reference,
                 digest=root.digest,
@@ -261,11 +267,12 @@ class Pull:
         if self._generation is None:
             self._report(descriptor, "bypass", self._trouble)
             return
+        meter = Meter()
         try:
             blob, fetched = fill(
                 self._generation,
                 descriptor,
-                fetch or self._fetcher(descriptor),
+                lambda offset: meter.over((fetch or self._fetcher(descriptor))(offset)),
                 diff_id=diff_id,
                 origin=str(self._repository),
                 control=self._control,
@@ -277,7 +284,19 @@ class Pull:
             return
         self._held[descriptor.digest] = blob
         self._check_size(blob, descriptor)
+        if fetched:
+            self._note_cost(descriptor, meter, remote=fetch is None)
         self._report(descriptor, "miss" if fetched else "hit")
+
+    def _note_cost(self, descriptor: Descriptor, meter: Meter, *, remote: bool) -> None:
+        """Let eviction know what it took to get a blob."""
+        host = self._registry.host
+        cost = self._costs.get(host, Cost())
+        if remote and meter.size:
+            cost = cost.measured(meter.size, wait=meter.wait, seconds=meter.seconds)
+            self._costs[host] = cost
+        if self._generation is not None:
+            self._generation.fetched(descriptor.digest, rtt=cost.rtt, bandwidth=cost.bandwidth)
 
     def _hit(self, descriptor: Descriptor) -> bool:
         """Hold a blob if it is here."""
@@ -326,6 +345,8 @@ class Pull:
     def _report(self, descriptor: Descriptor, source: Source, error: LayerCacheError | None = None) -> None:
         if descriptor.digest in self._reports:
             return
+        if source == "hit" and self._generation is not None:
+            self._generation.used(descriptor.digest)
         reason = "" if error is None else f"{getattr(error, 'reason', 'in use')}: {error.what}"
         self._reports[descriptor.digest] = BlobReport(
             digest=descriptor.digest,

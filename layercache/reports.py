@@ -15,9 +15,13 @@ __all__ = [
     "Finding",
     "ImageInfo",
     "NamespaceInfo",
+    "NamespaceUsage",
+    "PinInfo",
+    "Pruned",
     "PullReport",
     "ReceiptsReport",
     "Source",
+    "Usage",
 ]
 
 Source = Literal["hit", "miss", "bypass"]
@@ -202,6 +206,116 @@ class Check:
             "detail": self.detail,
             "hint": self.hint,
             "seconds": round(self.seconds, 6),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PinInfo:
+    """A pin: the image that ``reference`` meant when it was ``created`` (seconds since the epoch).
+
+    Its blobs are not evicted. ``missing`` are those that went all the same: removed by name, or damaged.
+    """
+
+    name: str
+    reference: Reference
+    digest: Digest
+    blobs: tuple[Digest, ...]
+    missing: tuple[Digest, ...]
+    created: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pin as JSON values."""
+        return {
+            "name": self.name,
+            "reference": str(self.reference),
+            "digest": str(self.digest),
+            "blobs": [str(digest) for digest in self.blobs],
+            "missing": [str(digest) for digest in self.missing],
+            "created": self.created,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceUsage:
+    """What a namespace takes, in bytes on disk; ``reserved`` beyond those for what is being written.
+
+    Of its blobs' bytes ``leased`` are open somewhere, ``pinned`` are pinned, and ``evictable`` are neither. ``name`` is
+    ``None`` where it cannot be told.
+    """
+
+    name: str | None
+    slot: str
+    blobs: int
+    bytes: int
+    reserved: int
+    evictable: int
+    pinned: int
+    leased: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "name": self.name,
+            "slot": self.slot,
+            "blobs": self.blobs,
+            "bytes": self.bytes,
+            "reserved": self.reserved,
+            "evictable": self.evictable,
+            "pinned": self.pinned,
+            "leased": self.leased,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a root takes: ``bytes`` on disk and ``reserved`` ones beyond, of ``budget``.
+
+    ``free`` is what the filesystem has left, ``keep_free`` what of that is not for the cache.
+    """
+
+    budget: int
+    bytes: int
+    reserved: int
+    free: int
+    keep_free: int
+    namespaces: tuple[NamespaceUsage, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "budget": self.budget,
+            "bytes": self.bytes,
+            "reserved": self.reserved,
+            "free": self.free,
+            "keep_free": self.keep_free,
+            "namespaces": [one.to_json() for one in self.namespaces],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A blob that was evicted, or would be: ``why`` is ``quota``, ``image`` or ``value``, as the policy has it.
+
+    ``blob`` is its name on disk: the encoded part of its digest, but for a sealed namespace. ``used`` is when it was
+    of use last, in seconds since the epoch.
+    """
+
+    name: str | None
+    slot: str
+    blob: str
+    bytes: int
+    why: str
+    used: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "name": self.name,
+            "slot": self.slot,
+            "blob": self.blob,
+            "bytes": self.bytes,
+            "why": self.why,
+            "used": self.used,
         }
 
 

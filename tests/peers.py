@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 import urllib.error
@@ -197,10 +198,95 @@ class PeerRegistry:
             found = re.search(rb"listening on ([0-9.:]+)", self._log.read_bytes()[start:])
             if found is not None:
                 self.host = found[1].decode()
-                with _opener().open(f"http://{self.host}/v2/", timeout=10):
+                try:
+                    with _opener().open(f"http://{self.host}/v2/", timeout=10):
+                        return
+                except urllib.error.HTTPError as refused:  # it wants to know who asks: an answer, too
+                    refused.close()
                     return
             time.sleep(0.01)
         raise AssertionError(f"docker-registry does not answer:\n{self.log_tail()}")
+
+
+def run_openssl(certificate: Path, key: Path) -> None:
+    """Write a certificate for 127.0.0.1 that is its own authority, good for two days, and its key."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/O=layercache tests"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, env=environment(key.parent), check=True, capture_output=True, timeout=60)
+
+
+class Nginx:
+    """nginx on free loopback ports, with ``servers``: bodies of server blocks, in which ``{0}`` is the first's host.
+
+    The ports are bound here, too, so that none is lost between asking and listening.
+    """
+
+    def __init__(self, home: Path, *servers: str, tls: tuple[Path, ...] = ()) -> None:
+        self._sockets = []
+        for _ in servers:
+            one = socket.socket()
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            one.bind(("127.0.0.1", 0))  # and never listens: connections are nginx's
+            self._sockets.append(one)
+        self.hosts = [f"127.0.0.1:{one.getsockname()[1]}" for one in self._sockets]
+        self._home = home
+        self._process: subprocess.Popen[bytes] | None = None
+        for folder in ("body", "proxy", "other"):
+            (home / folder).mkdir(parents=True, exist_ok=True)
+        kind = " reuseport ssl" if tls else " reuseport"
+        secure = f"ssl_certificate {tls[0]}; ssl_certificate_key {tls[1]};" if tls else ""
+        blocks = "".join(
+            f"server {{ listen {host}{kind}; {secure} {body.format(*self.hosts)} }}\n"
+            for host, body in zip(self.hosts, servers, strict=True)
+        )
+        (home / "nginx.conf").write_text(f"""
+            daemon off; master_process off; pid {home}/pid; error_log {home}/error.log;
+            events {{ worker_connections 256; }}
+            http {{
+                log_format all '$server_port $request_method $uri $status [$http_authorization] [$http_range]';
+                access_log {home}/access.log all;
+                client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/other;
+                uwsgi_temp_path {home}/other; scgi_temp_path {home}/other;
+                limit_req_zone all zone=few:64k rate=20r/s;
+                proxy_set_header Host $http_host; proxy_http_version 1.1; proxy_max_temp_file_size 0;
+                {blocks}
+            }}""")
+
+    def start(self) -> None:
+        """Start it, and return when it listens."""
+        command = ["nginx", "-p", str(self._home), "-c", str(self._home / "nginx.conf")]
+        if shutil.which("setpriv", path=_PATH) is not None:
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
+        self._process = subprocess.Popen(
+            command,
+            env=environment(self._home),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        end = time.monotonic() + 20
+        while not (self._home / "pid").exists():  # written when the configuration was taken
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"nginx does not start: {(self._home / 'error.log').read_text()}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Kill it, whatever it is at: its transfers break."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        """End it and free the ports."""
+        self.stop()
+        for one in self._sockets:
+            one.close()
+
+    def log(self) -> list[str]:
+        """A line a request: port, method, path, status, [Authorization], [Range]."""
+        file = self._home / "access.log"
+        return file.read_text().splitlines() if file.exists() else []
 
 
 def real_images() -> dict[str, BuiltImage | BuiltIndex]:

@@ -391,6 +391,8 @@ def test_a_certificate_file_that_is_none_is_an_error(tmp_path: Path) -> None:
         ("eg.example", "https://reg.example/", True),
         ("reg.example:443", "https://reg.example/", False),
         ("reg.example:444", "https://reg.example/", True),
+        ("reg.example:\u00b9", "https://reg.example/", True),
+        (f"reg.example:{'4' * 5000}", "https://reg.example/", True),
         ("10.0.0.0/8", "https://10.1.2.3/", False),
         ("10.0.0.0/8", "https://11.1.2.3/", True),
         ("", "https://127.0.0.1:5000/", False),

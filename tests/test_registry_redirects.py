@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from layercache import LayerCache
 from layercache.control import Control
 from layercache.errors import DeniedError, NotFoundError
 from layercache.metrics import Ledger
@@ -15,7 +18,7 @@ from layercache.registry import Anonymous, Password, Registry
 from layercache.registry._effects import LostError
 from layercache.registry._flow import fetch
 from layercache.registry._url import Zone
-from layercache.testing.registry import BasicAuth, Redirect, Reset, ScriptedRegistry, Status
+from layercache.testing.registry import BasicAuth, Headers, Redirect, Reset, ScriptedRegistry, Status
 from tests.registry_script import REPOSITORY, SITE, Reply, Script, blob, partial
 
 DATA = os.urandom(400_000)
@@ -156,3 +159,43 @@ def test_a_storage_that_refuses_for_good_is_an_error(
     scripted.fault("blobs/*", Status(403), times=None)
     with pytest.raises(DeniedError):
         registry()
+
+
+def test_the_body_of_a_redirect_is_neither_decoded_nor_read_on(
+    scripted: ScriptedRegistry, registry: Callable[..., bytes]
+) -> None:
+    """urllib3 CVE-2026-21441, CVE-2026-44432: the body of a redirect was decompressed, however large it became."""
+    bomb = (("Content-Encoding", "gzip"),)
+    scripted.fault("blobs/*", Redirect(), Headers(put=bomb), times=None)
+    assert registry() == DATA
+
+
+def test_urls_of_a_layer_are_never_asked(scripted: ScriptedRegistry, root: Path) -> None:
+    """Containerd CVE-2020-15157, google/go-containerregistry#2259, #2293: not even where the blob is absent."""
+    data = b"a layer"
+    digest = Digest.of(data)
+    config = scripted.put_blob(NAME, b"{}")
+    entry = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": str(digest), "size": len(data)}
+    with ScriptedRegistry() as foreign:
+        foreign.put_blob(NAME, data)
+        document = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"mediaType": "application/vnd.example", "digest": str(config), "size": 2},
+            "layers": [{**entry, "urls": [f"http://{foreign.host}/v2/{NAME}/blobs/{digest}"]}],
+        }
+        scripted.put_manifest(NAME, json.dumps(document).encode(), media_type=None, tag="1")
+        with (
+            LayerCache(root, janitor=False, credentials=Anonymous()) as cache,
+            pytest.raises(NotFoundError),
+        ):
+            cache.namespace("a").pull(f"{scripted.host}/{NAME}:1", platform="linux/amd64")
+        assert foreign.requests == ()
+
+
+def test_a_link_is_not_followed() -> None:
+    """oras-project/oras-go GHSA-h7vf-4x9w-h99v, GHSA-298f-872v-2rcx: a header sent the client anywhere, for ever."""
+    data = b"{}"
+    script = Script(Reply(200, {"Link": "<https://elsewhere.example/v2/>; rel=next"}, data))
+    script.run(fetch(SITE, REPOSITORY, blob(data)))
+    assert [send.url.authority for send in script.sent] == ["reg.example"]

@@ -175,7 +175,7 @@ def test_a_purge_takes_the_key_and_what_was_open_reads_no_more(tmp_path, keys):
         (file,) = keys.iterdir()
         secret = file.read_bytes()[-32:]
         blob = namespace._made().open(digest)
-        receipt = namespace.purge(wait=0.0)
+        receipt = namespace.purge(wait=2.0)  # time for a look at every file of it
         assert (receipt.level, receipt.complete) == ("fenced", False)
         assert secret not in b"".join(each.read_bytes() for each in keys.iterdir())
         with pytest.raises(NamespacePurgedError):

@@ -533,6 +533,8 @@ def test_any_text_is_a_namespace(store, root, name):
         "root.lock",
         "janitor.lock",
         "scrub.lock",
+        "evict.lock",
+        "space",
         "ballast",
     }
 

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, interrupt: Interrupt) -> int:
-    from layercache.cli._commands import COMMANDS  # noqa: PLC0415 - --version and --help need none of it
+    from layercache.cli._care import COMMANDS  # noqa: PLC0415 - --version and --help need none of it
 
     out = Output(as_json=args.json, quiet=args.quiet, no_trunc=getattr(args, "no_trunc", False))
     return COMMANDS[args.command](args, out, interrupt.cancel)

@@ -23,7 +23,7 @@ from layercache.registry import DockerConfig, Tls
 from layercache.reports import BlobInfo, Check, ImageInfo, NamespaceInfo, PullReport
 from layercache.store import Receipt
 
-__all__ = ["COMMANDS", "DONE", "FAILED", "INTEGRITY", "MISSING", "PARTLY", "USAGE"]
+__all__ = ["COMMANDS", "DONE", "FAILED", "INTEGRITY", "MISSING", "PARTLY", "USAGE", "open_cache", "open_namespace"]
 
 DONE, FAILED, USAGE, MISSING, INTEGRITY, PARTLY = range(6)
 
@@ -34,7 +34,7 @@ _BASE64_STEP = 3 << 18
 def _pull(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
     reference = Reference.parse(args.reference)
     platform = Platform.parse(args.platform) if args.platform is not None else None
-    with _namespace(args, create=True, **_access(args, reference)) as namespace:
+    with open_namespace(args, create=True, **_access(args, reference)) as namespace:
         with (
             progress(quiet=args.quiet, verbose=args.verbose, no_progress=args.no_progress) as show,
             namespace.pull(
@@ -97,7 +97,7 @@ def _ls(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
 
 
 def _ls_namespace(args: argparse.Namespace, out: Output) -> int:
-    with _namespace(args) as namespace:
+    with open_namespace(args) as namespace:
         images = sorted(namespace.images(), key=lambda image: str(image.reference))
         blobs = sorted(namespace.blobs(), key=lambda blob: str(blob.digest))
     out.document({"images": [one.to_json() for one in images], "blobs": [one.to_json() for one in blobs]})
@@ -134,7 +134,7 @@ def _blobs(blobs: list[BlobInfo], out: Output, now: float) -> list[str]:
 
 def _inspect(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     digest = _digest(args.digest)
-    with _namespace(args) as namespace:
+    with open_namespace(args) as namespace:
         info = namespace.stat(digest).to_json()
     out.document(info)
     out.lines(pairs(info))
@@ -144,7 +144,7 @@ def _inspect(args: argparse.Namespace, out: Output, cancel: threading.Event) -> 
 def _cat(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     digest = _digest(args.digest)
     with (
-        _namespace(args) as namespace,
+        open_namespace(args) as namespace,
         namespace.open(digest) as layer,
         layer.uncompressed() if args.uncompressed else layer.compressed() as stream,
     ):
@@ -158,7 +158,7 @@ def _cat(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
 
 def _export(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     target = _target(args.target)
-    with _namespace(args) as namespace:
+    with open_namespace(args) as namespace:
         digest = namespace.export(target, args.directory)
     name = str(target) if isinstance(target, Reference) else None
     out.document({"digest": str(digest), "directory": args.directory, "reference": name})
@@ -170,7 +170,7 @@ def _put(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
     media_type = MediaType.parse(args.media_type) if args.media_type is not None else OCTET_STREAM
     if not Path(args.file).exists():
         raise NotFoundError(f"no file {args.file!r}")
-    with _namespace(args, create=True) as namespace:
+    with open_namespace(args, create=True) as namespace:
         info = namespace.put(args.file, media_type=media_type)
     out.document(info.to_json())
     out.lines([str(info.digest)])
@@ -180,7 +180,7 @@ def _put(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
 def _verify(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     digest = _digest(args.digest) if args.digest is not None else None
     findings = []
-    with _namespace(args) as namespace:
+    with open_namespace(args) as namespace:
         for finding in namespace.verify(digest, repair=args.repair, plain_http=args.plain_http or None):
             findings.append(finding)
             out.lines(table([(finding.kind, finding.digest, finding.detail)]))
@@ -196,7 +196,7 @@ def _verify(args: argparse.Namespace, out: Output, cancel: threading.Event) -> i
 def _rm(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     targets = list(dict.fromkeys(_target(text) for text in args.targets))
     removed, missing, in_use = [], [], []
-    with _namespace(args) as namespace:
+    with open_namespace(args) as namespace:
         for target in targets:
             try:
                 if isinstance(target, Reference):
@@ -222,12 +222,12 @@ def _rm(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
 
 def _purge(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     if args.namespace is not None:
-        with _namespace(args) as namespace:
+        with open_namespace(args) as namespace:
             receipts = [namespace.purge(wait=args.wait, trim=args.trim)]
         out.document(receipts[0].to_json())
         out.lines(pairs(receipts[0].to_json()))
     else:
-        with _cache(args) as cache:
+        with open_cache(args) as cache:
             if args.resume:
                 receipts = cache.resume_purges(wait=args.wait)
                 rows = [(receipt.slot, receipt) for receipt in receipts]
@@ -257,7 +257,7 @@ def _left(receipt: Receipt) -> str:
 
 
 def _receipts(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
-    with _cache(args) as cache:
+    with open_cache(args) as cache:
         if args.action != "verify":
             receipts = list(cache.receipts())
             out.document({"receipts": [receipt.to_json() for receipt in receipts]})
@@ -308,13 +308,15 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Output, threading.Event], int]
 
 
 @contextmanager
-def _namespace(args: argparse.Namespace, *, create: bool = False, **access: Any) -> Iterator[Namespace]:
-    with _cache(args, create=create, **access) as cache:
+def open_namespace(args: argparse.Namespace, *, create: bool = False, **access: Any) -> Iterator[Namespace]:
+    """Yield the namespace that was named, of the root that was named."""
+    with open_cache(args, create=create, **access) as cache:
         yield cache.namespace(args.namespace, seal=getattr(args, "seal", None))
 
 
 @contextmanager
-def _cache(args: argparse.Namespace, *, create: bool = False, **access: Any) -> Iterator[LayerCache]:
+def open_cache(args: argparse.Namespace, *, create: bool = False, **access: Any) -> Iterator[LayerCache]:
+    """Yield the cache at the root that was named; one that is not there is an error, or made."""
     root = _root(args)
     if not create and not root.is_dir():
         raise NotFoundError(f"no cache at {str(root)!r}", hint="name its directory with --root")

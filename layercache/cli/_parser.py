@@ -175,6 +175,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--trim", action="store_true", help="also hand the freed blocks to the device (root; ext4, xfs)")
 
+    verb = _add(commands, "df", "[options]", "show what the root takes, and how much of that could go", _DF)
+
+    verb = _add(commands, "prune", "[-n NS] [options]", "evict what is neither open nor pinned", _PRUNE)
+    _add_namespace(verb, required=False)
+    verb.add_argument("--to", metavar="SIZE", type=_amount, help="only until the root uses so much: 50GiB, 40%%")
+    verb.add_argument(
+        "--older-than", metavar="T", type=_span, default=0.0, help="only what was not used for so long: 90s, 12h, 7d"
+    )
+    verb.add_argument("--dry-run", action="store_true", help="remove nothing, print what would go and why")
+    verb.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    _add_no_trunc(verb)
+
+    verb = _add(commands, "pin", "NAME REF -n NS [options]", "keep an image from being evicted", _PIN)
+    verb.add_argument("name", metavar="NAME", help="of the pin")
+    verb.add_argument("reference", metavar="REF", help="an image of the namespace, with all its blobs here")
+    _add_namespace(verb)
+
+    verb = _add(commands, "unpin", "NAME... -n NS [options]", "let go of what pins keep", "")
+    verb.add_argument("names", metavar="NAME", nargs="+", help="of a pin")
+    _add_namespace(verb)
+
+    verb = _add(commands, "pins", "[-n NS] [options]", "list pins", "")
+    _add_namespace(verb, required=False)
+    _add_no_trunc(verb)
+
     verb = _add(commands, "receipts", "[verify] [options]", "list the receipts of purges, or examine them", _RECEIPTS)
     verb.add_argument("action", metavar="verify", nargs="?", choices=("verify",), help="examine the chain")
     verb.add_argument("--after", metavar="HASH", help="with verify: a hash it printed before must be among them")
@@ -221,6 +246,19 @@ not there (the rest is dropped), 5 if something is in use while other things wer
 _PURGE = """
 From the first moment on nobody can open any of it. Exit 5 where somebody still has files of it open at the end of the
 wait: the next command on this root removes what they leave. Nothing, or nothing left, to purge is no error.
+"""
+_DF = """
+Everything below the root counts. RESERVED is for what is being written, and held back for purges. A blob that is both
+pinned and open is in both columns.
+"""
+_PRUNE = """
+Worth least first, as in an eviction for room. Asks before it does, unless -y; where nobody can answer that is wrong
+usage. WHY is quota (its namespace is over its quota), image (the rest of an image that lost a blob) or value (it was
+worth least).
+"""
+_PIN = """
+Prints the image's digest. The pin survives restarts and blocks eviction, not rm and not purge. It keeps the image that
+REF means here now; one of the same name is replaced.
 """
 _RECEIPTS = """
 A line a receipt: number, slot, generation, level, blobs, bytes. verify finds receipts that were changed, dropped, moved
@@ -311,3 +349,20 @@ def _seconds(text: str) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
+
+
+def _amount(text: str) -> str:
+    from layercache.store import Amount  # noqa: PLC0415 - --version and --help need none of it
+
+    try:
+        Amount.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _span(text: str) -> float:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a span of time: 90s, 15m, 12h, 7d")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

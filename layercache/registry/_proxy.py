@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import re
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from layercache.errors import InvalidError
 from layercache.registry._url import Url, Zone, zone_of
 
 __all__ = ["Proxies", "Proxy"]
+
+_PORT = re.compile(r"[0-9]{1,5}")  # not isdigit(), which takes what int() refuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def _covers(rule: str, url: Url) -> bool:
     except ValueError:
         pass
     name, colon, port = rule.rpartition(":")
-    if colon and port.isdigit() and name.count(":") == 0:
+    if colon and _PORT.fullmatch(port) and ":" not in name:
         if int(port) != url.port:
             return False
         rule = name

@@ -8,22 +8,33 @@ from layercache.store._ingest import Ingest
 from layercache.store._kms import KmsKey
 from layercache.store._layout import Meta, NamespaceName, Ref
 from layercache.store._leftovers import Leftover
+from layercache.store._limits import Amount, Budget
+from layercache.store._pins import Pin, check_pin_name, pin, pins, unpin
+from layercache.store._quota import set_quota
 from layercache.store._read import Blob
 from layercache.store._receipts import Receipt
 from layercache.store._seal import Seal
 from layercache.store._store import Store, Tenancy
 
 __all__ = [
+    "Amount",
     "Blob",
+    "Budget",
     "Generation",
     "Ingest",
     "KmsKey",
     "Leftover",
     "Meta",
     "NamespaceName",
+    "Pin",
     "Receipt",
     "Ref",
     "Seal",
     "Store",
     "Tenancy",
+    "check_pin_name",
+    "pin",
+    "pins",
+    "set_quota",
+    "unpin",
 ]

@@ -29,7 +29,7 @@ class Ballast:
         """Take the blocks, if they are not taken yet and there is plenty left."""
         disk = self._disk
         status = disk.stat(disk.root, BALLAST)
-        if (status is not None and status.size == _SIZE) or disk.free() < _PLENTY:
+        if (status is not None and status.size == _SIZE) or disk.room().free < _PLENTY:
             return
         with suppress(FileNotFoundError):  # given up by another process, just now
             file = disk.create(disk.root, BALLAST, exist_ok=True)

@@ -25,7 +25,7 @@ from layercache.errors import UnsafeRootError
 from layercache.store import _kernel, _proc
 from layercache.store._faults import guarding
 
-__all__ = ["Dir", "Disk", "File", "Handle", "Kind", "PosixDisk", "Stat", "Word"]
+__all__ = ["Dir", "Disk", "File", "Handle", "Kind", "PosixDisk", "Room", "Stat", "Word"]
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 Kind = Literal["file", "dir", "other"]
@@ -33,13 +33,24 @@ Kind = Literal["file", "dir", "other"]
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What an entry is. ``links`` above one on a file means that somebody else named it too."""
+    """What an entry is: ``allocated`` are the bytes it takes. ``links`` above one on a file: others named it too."""
 
     kind: Kind
     size: int
     inode: int
     links: int
     mtime: float
+    allocated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A filesystem's size and what is left of it, in bytes and in inodes (0 where it has no count)."""
+
+    total: int
+    free: int
+    total_inodes: int
+    free_inodes: int
 
 
 class Handle:
@@ -139,8 +150,8 @@ class Disk(Protocol):
         """Make the content of a file, or the names in a directory, survive a power cut."""
         ...
 
-    def touch(self, file: File) -> None:
-        """Set the modification time to now."""
+    def touch(self, file: File, when: float | None = None) -> None:
+        """Set the modification time, in seconds since the epoch; to now without one."""
         ...
 
     def rename(self, at: Dir, name: str, to: Dir, new: str, *, replace: bool) -> None:
@@ -182,8 +193,8 @@ class Disk(Protocol):
         """Map the first eight bytes of a file, for reading: a store there can kill the process on a full disk."""
         ...
 
-    def free(self) -> int:
-        """Return the bytes that can still be written."""
+    def room(self) -> Room:
+        """Return how large the filesystem is and what is left of it."""
         ...
 
     def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
@@ -356,8 +367,8 @@ class PosixDisk:
             with suppress(InterruptedError):  # it is closed all the same
                 os.close(os.dup(handle.fd))
 
-    def touch(self, file: File) -> None:
-        os.utime(file.fd)
+    def touch(self, file: File, when: float | None = None) -> None:
+        os.utime(file.fd, None if when is None else (when, when))
 
     def rename(self, at: Dir, name: str, to: Dir, new: str, *, replace: bool) -> None:
         if replace:
@@ -409,9 +420,9 @@ class PosixDisk:
     def word(self, file: File) -> Word:
         return _MappedWord(file.fd)
 
-    def free(self) -> int:
-        status = os.fstatvfs(self.root.fd)
-        return status.f_bavail * status.f_frsize
+    def room(self) -> Room:
+        now = os.fstatvfs(self.root.fd)
+        return Room(now.f_blocks * now.f_frsize, now.f_bavail * now.f_frsize, now.f_files, now.f_favail)
 
     def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
         found = self.openers(but=but)
@@ -485,7 +496,7 @@ def _make_durably(path: str | os.PathLike[str]) -> None:
 
 def _stat(status: os.stat_result) -> Stat:
     kind: Kind = "file" if stat.S_ISREG(status.st_mode) else "dir" if stat.S_ISDIR(status.st_mode) else "other"
-    return Stat(kind, status.st_size, status.st_ino, status.st_nlink, status.st_mtime)
+    return Stat(kind, status.st_size, status.st_ino, status.st_nlink, status.st_mtime, status.st_blocks * 512)
 
 
 def _boot_id() -> str:

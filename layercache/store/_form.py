@@ -12,7 +12,7 @@ from typing import Protocol
 
 from layercache.integrity import SUM_SIZE, ChunkSums, chunk_index, chunk_range, chunk_sum
 from layercache.oci import Digest, Reference
-from layercache.store._layout import Partial, blob_name, parse_blob_name, ref_name
+from layercache.store._layout import Partial, blob_name, parse_blob_name, pin_name, ref_name
 
 __all__ = ["Buffer", "Form", "PlainForm", "Reader", "Writer", "pieces"]
 
@@ -98,6 +98,10 @@ class Form(Protocol):
         """Return the file name of a reference's record: 64 hex digits."""
         ...
 
+    def pin_name(self, name: str) -> str:
+        """Return the file name of a pin's record: 64 hex digits."""
+        ...
+
     def partial(self, digest: Digest, size: int, boot: str) -> Partial:
         """Return the names of an unfinished write."""
         ...
@@ -167,6 +171,9 @@ class PlainForm:
 
     def ref_name(self, reference: Reference) -> str:
         return ref_name(reference)
+
+    def pin_name(self, name: str) -> str:
+        return pin_name(name)
 
     def partial(self, digest: Digest, size: int, boot: str) -> Partial:
         return Partial(f"{digest.encoded}.{size}", boot)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from layercache.errors import (
@@ -21,7 +21,7 @@ from layercache.errors import (
     StoreError,
 )
 from layercache.oci import Descriptor, Digest, Reference
-from layercache.store import _ingest
+from layercache.store import _ingest, _removal
 from layercache.store._disk import Dir, Disk, File
 from layercache.store._faults import store_error
 from layercache.store._files import read_record, temporary
@@ -46,6 +46,8 @@ from layercache.store._layout import (
 )
 from layercache.store._read import Blob
 from layercache.store._shards import Shards
+from layercache.store._space import RECORD, Space
+from layercache.store._uses import Use, Uses
 
 __all__ = ["Generation"]
 
@@ -71,11 +73,16 @@ class Generation:
         *,
         form: Form,
         health: Health,
+        space: Space,
+        uses: Uses,
         writable: bool,
     ) -> None:
         self.disk = disk
         self.form = form
         self.health = health
+        self.space = space
+        self.uses = uses
+        self.writable = writable
         self.slot = slot
         self.generation = generation
         self._state = str(SlotState("live", generation))
@@ -98,8 +105,8 @@ class Generation:
             for handle in opened:
                 disk.close(handle)
             raise
-        self._slot_dir, _, self.incoming, blobs, metas, self._refs, self._locks, self._bad = opened
-        self._blobs, self._meta = Shards(disk, blobs), Shards(disk, metas)
+        self._slot_dir, self.folder, self.incoming, blobs, metas, self._refs, self._locks, self.bad = opened
+        self.blobs, self._meta = Shards(disk, blobs), Shards(disk, metas)
         self._opened = opened
 
     # -- the fence
@@ -182,13 +189,13 @@ class Generation:
 
     def holds(self, name: str) -> bool:
         """Do as :meth:`has`, for a blob's file name."""
-        with self.guarding("look for a blob"), self._blobs.folder(name) as blobs:
+        with self.guarding("look for a blob"), self.blobs.folder(name) as blobs:
             return blobs is not None and self.disk.stat(blobs, name) is not None
 
     def digests(self) -> Iterator[Digest]:
         """Yield the digests of the blobs that are here, in no order. Reads directories, and records where it must."""
         with self.guarding("list blobs"):
-            for name in self._blobs.names():
+            for name in self.blobs.names():
                 if not self.form.is_blob(name):
                     continue
                 digest = self.form.digest(name)
@@ -230,7 +237,7 @@ class Generation:
         """Make a blob that another writer published as durable as one's own: he may have died before his last fsync."""
         name = self.form.blob_name(digest)
         with self.guarding(f"make {digest} durable"):
-            for shards in (self._meta, self._blobs):
+            for shards in (self._meta, self.blobs):
                 with shards.folder(name) as folder:
                     if folder is not None:
                         self.disk.sync(folder)
@@ -255,26 +262,7 @@ class Generation:
         :raises NotFoundError: when it is not here.
         :raises InUseError: when somebody has it open; it stays.
         """
-        name = self.form.blob_name(digest)
-        with self.guarding(f"remove {digest}"), self.lock(name):
-            self.check_slot()
-            with self._blobs.folder(name) as blobs:
-                if blobs is None or self.disk.stat(blobs, name) is None:
-                    self.check()  # a purge may have taken it
-                    raise NotFoundError(f"{digest} is not in this namespace")
-                file = self.disk.open(blobs, name)
-                try:
-                    if not self.disk.lock(file, exclusive=True):
-                        holders = self.disk.holders(frozenset({self.disk.fstat(file).inode}), but=file)
-                        raise InUseError(f"{digest} is open", holders=holders, hint="close it first")
-                    size = self.disk.fstat(file).size - self.form.head
-                    # The file goes before its record: what the record alone leaves is swept, a file alone holds bytes.
-                    self.disk.remove(blobs, name)
-                    self.disk.sync(blobs)
-                finally:
-                    self.disk.close(file)
-            self._forget(name)
-        return size
+        return _removal.remove(self, self.form.blob_name(digest), f"{digest}")
 
     def quarantine(self, blob: Blob, why: str) -> None:
         """Move a damaged blob aside, so that it is a miss from now on. Others who read it go on, chunk by chunk."""
@@ -289,9 +277,11 @@ class Generation:
 
     def set_ref(self, ref: Ref) -> None:
         """Remember what a reference resolved to."""
+        name = self.form.ref_name(ref.reference)
         with self.guarding("record a reference"):
             self.check_slot()
-            name = self.form.ref_name(ref.reference)
+            with self.space.taking(lambda: RECORD, "record a reference"):
+                pass  # not held for a flush
             with temporary(self.disk, self.incoming, self.form.pack(REFS, name, ref.pack())) as new, self.lock(name):
                 self.disk.rename(self.incoming, new, self._refs, name, replace=True)
             self.disk.sync(self._refs)
@@ -322,6 +312,24 @@ class Generation:
                     return
                 self.disk.remove(self._refs, name)
                 self.disk.sync(self._refs)
+
+    def used(self, digest: Digest) -> None:
+        """Note that a blob was of use, so that it stays longer. Costs no lock and no call."""
+        self.uses.note(Use(self.disk.now(), "h", (self.form.blob_name(digest),)))
+
+    def fetched(self, digest: Digest, *, rtt: float, bandwidth: float) -> None:
+        """Note what a miss of a blob that came just now costs: seconds to its first byte, bytes a second."""
+        self.uses.note(Use(self.disk.now(), "i", (self.form.blob_name(digest),), rtt, bandwidth))
+
+    def together(self, reference: Reference, digests: Sequence[Digest]) -> None:
+        """Note which blobs make an image: with one of them gone, the others are worth less."""
+        names = (self.form.ref_name(reference), *map(self.form.blob_name, digests))
+        self.uses.note(Use(self.disk.now(), "m", names))
+
+    def note_uses(self) -> None:
+        """Write down the uses since the last time, for whoever evicts next, if that can be done now."""
+        if self.writable and self.space.limits is not None and not self.fenced:
+            self.uses.flush(self.disk, self.folder, self.space)
 
     def close(self) -> None:
         """Close the directories. Open blobs stay open."""
@@ -356,7 +364,7 @@ class Generation:
 
     def shard_for_write(self, name: str) -> tuple[Dir, Dir]:
         """Return the two directories a blob and its record go to, made where they are not there yet."""
-        blobs = self._blobs.made(name)
+        blobs = self.blobs.made(name)
         try:
             return blobs, self._meta.made(name)
         except OSError:
@@ -384,7 +392,7 @@ class Generation:
     def _open(self, name: str) -> Blob | None:
         """Return the blob, or ``None`` where it is not here or not sound."""
         disk = self.disk
-        with self.guarding(f"open blob {name}"), self._blobs.folder(name) as blobs:
+        with self.guarding(f"open blob {name}"), self.blobs.folder(name) as blobs:
             if blobs is None:
                 return None
             try:
@@ -451,27 +459,29 @@ class Generation:
 
     def _move_aside(self, name: str, why: str, inode: int | None = None) -> None:
         disk = self.disk
-        with self._blobs.folder(name) as blobs:
+        with self.blobs.folder(name) as blobs:
             status = None if blobs is None else disk.stat(blobs, name)
             if blobs is None or status is None or (inode is not None and status.inode != inode):
                 return  # replaced or removed meanwhile
             self.check_slot()
-            disk.rename(blobs, name, self._bad, f"{name}.{disk.token()}", replace=False)
+            disk.rename(blobs, name, self.bad, f"{name}.{disk.token()}", replace=False)
             disk.sync(blobs)
-            disk.sync(self._bad)
-        self._forget(name)
+            disk.sync(self.bad)
+        self.forget(name)
         _log.warning("blob %s is damaged: %s; moved aside, it will be fetched again", name, why)
 
-    def _forget(self, name: str) -> None:
-        """Remove what is known of a blob that is not here any more; its lock is held."""
+    def forget(self, name: str) -> int:
+        """Remove what is known of a blob that is not here any more, and return the bytes it took; its lock is held."""
         with self._meta.folder(name) as metas:
-            if metas is None:
-                return
+            status = None if metas is None else self.disk.stat(metas, name)
+            if metas is None or status is None:
+                return 0
             try:
                 self.disk.remove(metas, name)
             except FileNotFoundError:
-                return
+                return 0
             self.disk.sync(metas)
+        return status.allocated
 
 
 def _let_go(disk: Disk, opened: list[Dir], form: Form) -> None:

@@ -15,6 +15,7 @@ from layercache.store._files import temporary
 from layercache.store._form import Buffer, Reader
 from layercache.store._layout import META, Meta, Partial
 from layercache.store._read import Blob
+from layercache.store._space import footprint, unused
 
 if TYPE_CHECKING:
     from layercache.store._generation import Generation
@@ -224,12 +225,18 @@ class Ingest:
         names = [self._partial.sums] if self._sums_file is not None else []
         if self._named:
             names.append(self._partial.data)
+        space = self._generation.space
+        gone = self._named
+        walk = space.walk() if gone else 0
         for name in names:
             try:
                 self._disk.remove(self._generation.incoming, name)
             except OSError:
-                continue  # swept with its generation; what is left is found by the next sweep
+                gone = False  # swept with its generation; what is left is found by the next sweep
         self._close()
+        if gone:
+            with suppress(OSError, LayerCacheError):
+                space.give_back(unused(self._head + self._size), walk)
 
     def _close(self) -> None:
         self._open = False
@@ -253,30 +260,52 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
 
     :raises NoSpaceError: when there is not enough.
     """
-    disk = generation.disk
-    partial = generation.form.partial(descriptor.digest, descriptor.size, disk.boot)
-    with generation.guarding("begin a blob"):
-        file = disk.create(generation.incoming, partial.data, exist_ok=True)
+    disk, form = generation.disk, generation.form
+    partial = form.partial(descriptor.digest, descriptor.size, disk.boot)
+    stored = form.head + descriptor.size
+
+    begun = False
+
+    def amount() -> int:
+        # One that is there has its room: whoever began it took it.
+        nonlocal begun
+        begun = disk.stat(generation.incoming, partial.data) is not None
+        return 0 if begun else footprint(stored)
+
+    file: File | None = None
     ingest: Ingest | None = None
     ours = False
     try:
-        if not disk.lock(file, exclusive=True):
-            return None
-        # The last writer may have renamed or removed the name after we opened it: then this is not a partial any more.
-        named = disk.stat(generation.incoming, partial.data)
-        if named is None or named.inode != disk.fstat(file).inode or generation.has(descriptor.digest):
-            if named is not None and named.inode == disk.fstat(file).inode:
+        with generation.space.taking(amount, f"take space for {descriptor.size} bytes"):
+            file = disk.create(generation.incoming, partial.data, exist_ok=True)
+            if not disk.lock(file, exclusive=True):
+                return None
+            # The last writer may have renamed or removed the name after we opened it: then this is not a partial any
+            # more.
+            named, status = disk.stat(generation.incoming, partial.data), disk.fstat(file)
+            if named is None or named.inode != status.inode:
+                return None
+            if generation.has(descriptor.digest):
                 with suppress(FileNotFoundError):  # whoever published it just now removes its sums, too
                     disk.remove(generation.incoming, partial.sums)
                 disk.remove(generation.incoming, partial.data)
-            return None
-        ours = True
-        sums = None
-        if descriptor.size >= _RESUMABLE:
-            sums = disk.create(generation.incoming, partial.sums, exist_ok=True)
-        ingest = Ingest(generation, descriptor, partial, file, sums)
-        ingest.resume(take=resume)
-        disk.reserve(file, generation.form.head + descriptor.size)
+                return None
+            if begun and not (status.size or status.allocated):
+                # Not the one that was there: that went since, with its room. The next attempt takes room anew.
+                disk.remove(generation.incoming, partial.data)
+                return None
+            ours = True
+            sums = None
+            if descriptor.size >= _RESUMABLE:
+                sums = disk.create(generation.incoming, partial.sums, exist_ok=True)
+            ingest = Ingest(generation, descriptor, partial, file, sums)
+            if not status.size:
+                # With the lock in hand, so that who looks next sees how much of the disk is really left.
+                ingest.resume(take=resume)
+                disk.reserve(file, stored)
+        if status.size:
+            ingest.resume(take=resume)
+            disk.reserve(file, stored)
     except OSError as error:
         if ingest is not None:
             ingest.abort()
@@ -289,5 +318,5 @@ def begin(generation: Generation, descriptor: Descriptor, *, resume: bool) -> In
     else:
         return ingest
     finally:
-        if ingest is None:
+        if ingest is None and file is not None:
             disk.close(file)

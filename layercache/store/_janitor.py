@@ -16,15 +16,19 @@ from layercache.store._files import NEW
 from layercache.store._layout import (
     ASIDE,
     BALLAST,
+    BUDGET,
     DATA,
+    EVICT_LOCK,
     FORMAT,
     JANITOR_LOCK,
+    POLICY,
     RECEIPTS,
     ROOT_KEY,
     ROOT_LOCK,
     SCRUB_LOCK,
     SLOT_LOCK,
     SLOTS,
+    SPACE,
     TRASH,
     Slot,
     SlotState,
@@ -40,8 +44,9 @@ from layercache.store._sweep import PARTS, Sweep
 
 __all__ = ["recover"]
 
+_LOCKS = (ROOT_LOCK, JANITOR_LOCK, SCRUB_LOCK, EVICT_LOCK, SPACE)
 _ROOT = frozenset(
-    (FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, SCRUB_LOCK, BALLAST, SLOTS, DATA, TRASH, RECEIPTS, ASIDE, "lost+found")
+    (FORMAT, ROOT_KEY, BALLAST, BUDGET, POLICY, SLOTS, DATA, TRASH, RECEIPTS, ASIDE, "lost+found", *_LOCKS)
 )
 _KNOWN: dict[str, Callable[[str], bool]] = {
     SLOTS: is_slot,

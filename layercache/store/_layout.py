@@ -20,10 +20,13 @@ __all__ = [
     "ASIDE",
     "BALLAST",
     "BLOBS",
+    "BUDGET",
     "DATA",
+    "EVICT_LOCK",
     "FENCE",
     "FENCE_SIZE",
     "FORMAT",
+    "HINTS",
     "IN",
     "JANITOR_LOCK",
     "KEY",
@@ -32,7 +35,9 @@ __all__ = [
     "META",
     "NAME",
     "PINS",
+    "POLICY",
     "QUARANTINE",
+    "QUOTA",
     "RECEIPTS",
     "REFS",
     "ROOT_KEY",
@@ -41,6 +46,7 @@ __all__ = [
     "SEAL",
     "SLOTS",
     "SLOT_LOCK",
+    "SPACE",
     "TRASH",
     "Meta",
     "NamespaceName",
@@ -55,19 +61,23 @@ __all__ = [
     "is_slot",
     "is_temporary",
     "lock_name",
+    "pack_record",
     "parse_blob_name",
     "parse_discarded",
     "parse_format",
     "parse_generation_name",
     "parse_key",
+    "pin_name",
     "ref_name",
     "shard",
     "slot_name",
     "temporary_name",
+    "unpack_record",
 ]
 
 FORMAT, ROOT_LOCK, ROOT_KEY = "FORMAT", "root.lock", "root.key"
 JANITOR_LOCK, SCRUB_LOCK, BALLAST = "janitor.lock", "scrub.lock", "ballast"
+SPACE, BUDGET, EVICT_LOCK, POLICY = "space", "budget", "evict.lock", "policy"
 SLOTS, DATA, TRASH, RECEIPTS, ASIDE = "slots", "data", "trash", "receipts", "aside"
 SLOT_LOCK = "lock"
 BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
@@ -81,6 +91,9 @@ BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
     "fence",
     "name",
 )
+
+HINTS, QUOTA = "hints", "quota"
+"""In a generation: the uses since the policy looked last, and what its namespace may take."""
 
 KEY = "key"
 """In a generation: what is known of its key; there where it is sealed."""
@@ -270,6 +283,11 @@ def parse_key(raw: bytes) -> bytes:
     return raw
 
 
+def pin_name(name: str) -> str:
+    """Return the file name of a pin's record."""
+    return hashlib.sha256(b"pin\0" + name.encode()).hexdigest()
+
+
 def ref_name(reference: Reference) -> str:
     """Return the file name of a reference's record. References hold ``/`` and may be longer than a name can be."""
     return hashlib.sha256(str(reference).encode()).hexdigest()
@@ -375,6 +393,19 @@ class Meta:
 
 _META_MAGIC, _REF_MAGIC = b"LCmeta1\n", b"LCref_1\n"
 _HEAD = struct.Struct(">8sI")
+
+
+def pack_record(magic: bytes, fields: dict[str, Any]) -> bytes:
+    """Return a record of JSON alone: magic, length, JSON, XXH3-128 of all that."""
+    return _pack(magic, fields, b"")
+
+
+def unpack_record(magic: bytes, raw: bytes) -> dict[str, Any]:
+    """Undo :func:`pack_record`.
+
+    :raises FormatError: when it is not whole.
+    """
+    return _unpack(magic, raw)[0]
 
 
 def _pack(magic: bytes, fields: dict[str, Any], tail: bytes) -> bytes:

@@ -37,6 +37,8 @@ _FIXED = struct.Struct(">8sQI")
 _RUN = struct.Struct(f">Q{SALT}s")
 _MOST_RUNS = (HEAD - _FIXED.size) // _RUN.size
 _NAME = re.compile(r"[0-9a-f]{64}")
+_STEM = re.compile(r"[0-9a-f]{64}(?:\.(?:0|[1-9][0-9]{0,18}))?")
+"""Of a partial. One without a size is of an older version: swept, not gone on with."""
 _NO_NONCE = bytes(12)  # one message per key
 
 Run = tuple[int, bytes]
@@ -97,11 +99,14 @@ class SealedForm:
     def ref_name(self, reference: Reference) -> str:
         return self._hashed("ref", str(reference))
 
+    def pin_name(self, name: str) -> str:
+        return self._hashed("pin", name)
+
     def partial(self, digest: Digest, size: int, boot: str) -> Partial:
-        return Partial(self._hashed("partial", f"{digest} {size}"), boot)
+        return Partial(f"{self._hashed('partial', f'{digest} {size}')}.{self.head + size}", boot)
 
     def parse_partial(self, name: str) -> Partial | None:
-        return Partial.parse(name, stem=_NAME)
+        return Partial.parse(name, stem=_STEM)
 
     def pack(self, kind: str, name: str, raw: bytes) -> bytes:
         head = _RECORD_MAGIC + self.fresh()

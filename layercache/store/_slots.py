@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from layercache.errors import FormatError, KeyGoneError, StoreError
+from layercache.errors import FormatError, KeyGoneError, LayerCacheError, StoreError
 from layercache.store._disk import Dir
 from layercache.store._erase import erase
 from layercache.store._errand import Errand, Errands
@@ -41,6 +41,8 @@ from layercache.store._layout import (
 from layercache.store._purge import Place, Purge
 from layercache.store._receipts import Receipt
 from layercache.store._seal import Seal
+from layercache.store._space import GENERATION, Space
+from layercache.store._uses import Uses
 
 __all__ = ["Slots"]
 
@@ -53,13 +55,15 @@ _BUDGET = 0.5
 class Slots:
     """The slots of one root, with the directories that generations move between. Verbs raise ``OSError``."""
 
-    def __init__(self, place: Place, *, health: Health, keys: Keys, writable: bool) -> None:
+    def __init__(self, place: Place, *, health: Health, keys: Keys, space: Space, writable: bool) -> None:
         self._place = replace(place, forget_key=self._forget_key)
         self._disk = place.disk
         self._slots, self._data, self._trash = place.slots, place.data, place.trash
         self._errands = Errands(place.disk)
         self._health = health
         self._keys = keys
+        self._space = space
+        self._uses: dict[str, Uses] = {}
         self.writable = writable
 
     def names(self) -> list[Slot]:
@@ -109,6 +113,8 @@ class Slots:
                 state.generation,
                 form=form,
                 health=self._health,
+                space=self._space,
+                uses=self._uses.setdefault(generation_name(slot, state.generation), Uses()),
                 writable=self.writable,
             )
         except (OSError, StoreError) as error:
@@ -142,7 +148,8 @@ class Slots:
             # Left by a creation that did not come to its end. Nothing was ever published in it.
             self.discard(folder)
         record, form = self._keys.make(folder, seal) if seal is not None else (None, PlainForm())
-        disk.make_dir(self._data, folder)
+        with self._space.taking(lambda: GENERATION, "begin a namespace"):
+            disk.make_dir(self._data, folder)
         at = disk.dir(self._data, folder)
         try:
             for child in (IN, BLOBS, META, REFS, LOCKS, QUARANTINE):
@@ -213,6 +220,21 @@ class Slots:
         if not gone:
             self._errands.leave(Errand(self._disk, [purge], wait=None, close=self._let_begin))
         return receipt
+
+    def note_uses(self) -> None:
+        """Write down what was used in this process, for whoever evicts next. What cannot be written now waits."""
+        for folder, uses in list(self._uses.items()):
+            parsed = parse_generation_name(folder)
+            with suppress(OSError, LayerCacheError):
+                generation = self.live(parsed[0], keyless=True) if uses and parsed is not None else None
+                if generation is not None:
+                    try:
+                        if generation.uses is uses:
+                            generation.note_uses()
+                    finally:
+                        generation.close()
+                elif uses:
+                    self._uses.pop(folder, None)
 
     def stop(self) -> None:
         """End what goes on beside the callers."""

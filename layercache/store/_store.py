@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from layercache.control import Control
 from layercache.errors import (
     FormatError,
     KeyGoneError,
+    LayerCacheError,
     ReadOnlyError,
     SealMismatchError,
     StoreClosedError,
@@ -22,8 +25,18 @@ from layercache.reports import Finding, ReceiptsReport
 from layercache.store._ballast import Ballast
 from layercache.store._chain import Chain
 from layercache.store._disk import Dir, Disk, File, Handle, PosixDisk
+from layercache.store._evict import Evictor
 from layercache.store._faults import guarding
-from layercache.store._files import NEW, PATIENCE, fresh, lock_within, read_small, temporary, write_small
+from layercache.store._files import (
+    NEW,
+    PATIENCE,
+    fresh,
+    lock_within,
+    read_record,
+    read_small,
+    temporary,
+    write_small,
+)
 from layercache.store._generation import Generation
 from layercache.store._health import Health
 from layercache.store._janitor import recover
@@ -32,16 +45,20 @@ from layercache.store._kms import KmsKey
 from layercache.store._layout import (
     ASIDE,
     BALLAST,
+    BUDGET,
     DATA,
+    EVICT_LOCK,
     FORMAT,
     JANITOR_LOCK,
     NAME,
+    POLICY,
     RECEIPTS,
     ROOT_KEY,
     ROOT_LOCK,
     SCRUB_LOCK,
     SEAL,
     SLOTS,
+    SPACE,
     TRASH,
     NamespaceName,
     Slot,
@@ -53,19 +70,25 @@ from layercache.store._layout import (
     slot_name,
 )
 from layercache.store._leftovers import Leftover
+from layercache.store._limits import Budget, Limits
 from layercache.store._purge import Place
 from layercache.store._receipts import Receipt
 from layercache.store._scrub import scrub
 from layercache.store._seal import Seal
 from layercache.store._slots import Slots
+from layercache.store._space import Space
+from layercache.store._usage import Holding, holdings
 
 __all__ = ["Store", "Tenancy"]
+
+_log = logging.getLogger("layercache.store")
 
 _BUDGET = 0.5
 """Seconds that opening spends on purges that others left; the rest goes on beside the caller."""
 
 _FOLDERS = (SLOTS, DATA, TRASH, RECEIPTS)
-_OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, JANITOR_LOCK, SCRUB_LOCK, ASIDE, BALLAST, *_FOLDERS, "lost+found"))
+_LOCKS = (JANITOR_LOCK, SCRUB_LOCK, EVICT_LOCK, SPACE)
+_OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, ASIDE, BALLAST, BUDGET, POLICY, *_LOCKS, *_FOLDERS, "lost+found"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +109,8 @@ class Store:
 
     :param root: made if it is not there (0700). Must be on one local filesystem, belong to this user (or this user be
         root) and be writable by nobody else.
+    :param budget: how much the root may take. ``None``: nothing is counted, nothing evicted, and nothing refused before
+        the disk is full. One that says nothing of its own stands for what was said of this root last.
     :param kms: wraps the keys of namespaces with ``seal="kms"``.
     :raises UnsafeRootError: when the root is not such a directory.
     :raises FormatError: when it holds something else, or a format this version does not read.
@@ -95,6 +120,7 @@ class Store:
         self,
         root: str | os.PathLike[str],
         *,
+        budget: Budget | None = None,
         kms: KmsKey | None = None,
         disk: Disk | None = None,
         memory: Callable[[str, bool], Disk | None] | None = None,
@@ -103,6 +129,7 @@ class Store:
         self._closed = False
         self._disk = PosixDisk.open_root(root) if disk is None else disk
         self._health = Health(self._disk.now)
+        self.evictor: Evictor | None = None
         self._opened: list[Handle] = [self._disk.root]
         try:
             with guarding("open the root"):
@@ -115,13 +142,24 @@ class Store:
                 self._chain = Chain(self._disk, receipts, ballast)
                 place = Place(self._disk, self._slots_dir, self._data, self._trash, self._chain, ballast)
                 self._keys = Keys(self._disk, self._key, kms=kms, memory=memory)
-                self._slots = Slots(place, health=self._health, keys=self._keys, writable=self.writable)
+                self.space = Space(self._disk, self._limits(budget))
+                self._slots = Slots(
+                    place, health=self._health, keys=self._keys, space=self.space, writable=self.writable
+                )
+                if self.space.limits is not None:
+                    self.evictor = Evictor(self._disk, self._slots, self.space, self.space.limits)
+                    self.space.evict = self.evictor.evict
                 if self.writable:
                     ballast.prepare()
                     self._slots.resume(budget=_BUDGET)
         except BaseException:
             self._close_all()
             raise
+
+    @property
+    def limits(self) -> Limits | None:
+        """What the root may take, in bytes; ``None`` where it was opened without a budget."""
+        return self.space.limits
 
     @property
     def failing(self) -> bool:
@@ -226,7 +264,16 @@ class Store:
         folders = dict(zip(_FOLDERS, self._folders, strict=True))
         with guarding("recover the root"):
             self._check_writable()
-            return recover(self._disk, self._slots, folders=folders)
+            found = recover(self._disk, self._slots, folders=folders)
+            if self.space.limits is not None:
+                self.space.count()
+            return found
+
+    def holdings(self) -> list[Holding]:
+        """Return what each living generation takes, and how much of that could go. Looks at every blob."""
+        self._check_open()
+        with guarding("look at namespaces"):
+            return list(holdings(self._slots, self.space))
 
     def scrub(self, *, older_than: float, rate: float, control: Control) -> Iterator[Finding]:
         """Compare every blob not compared with its digest for ``older_than`` seconds, at ``rate`` bytes a second.
@@ -261,12 +308,19 @@ class Store:
 
     # -- life
 
+    def note_uses(self) -> None:
+        """Write down what was used in this process since the last time, for whichever process evicts next."""
+        if not self._closed and self.writable and self.limits is not None:
+            self._slots.note_uses()
+
     def close(self) -> None:
         """Give the root up. Open blobs stay open. Closing twice is nothing."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+        if self.writable and self.limits is not None:
+            self._slots.note_uses()
         self._slots.stop()
         self._close_all()
 
@@ -343,12 +397,30 @@ class Store:
         # Never a second one: names of slots that are there hang from it.
         if disk.stat(disk.root, ROOT_KEY) is None:
             write_small(disk, disk.root, ROOT_KEY, parse_key(fresh(disk)))
-        for name in (JANITOR_LOCK, SCRUB_LOCK):  # a full disk could not make them when a sweep is needed most
+        for name in _LOCKS:  # a full disk could not make them when a sweep is needed most
             disk.close(disk.create(disk.root, name, exist_ok=True))
         disk.sync(disk.root)
         # Last: with FORMAT there, everything else is.
         write_small(disk, disk.root, FORMAT, format_record())
         disk.sync(disk.root)
+
+    def _limits(self, budget: Budget | None) -> Limits | None:
+        """Return what a budget comes to here, and remember it where it says something."""
+        if budget is None:
+            return None
+        disk = self._disk
+        raw = read_record(disk, disk.root, BUDGET)
+        if budget == Budget():
+            with suppress(LayerCacheError):
+                budget = budget if raw is None else Budget.unpack(raw)
+        elif self.writable and raw != budget.pack():
+            try:
+                with temporary(disk, disk.root, budget.pack()) as new:
+                    disk.rename(disk.root, new, disk.root, BUDGET, replace=True)
+                disk.sync(disk.root)
+            except OSError as error:
+                _log.warning("the budget is not remembered: %s", error)  # a full disk must not keep anybody out
+        return budget.limits(disk.room())
 
     def _use_feature(self, feature: str) -> None:
         """Note in FORMAT that the root uses something an older version must not pass over."""

@@ -11,13 +11,17 @@ from layercache.store._ingest import worth_keeping
 from layercache.store._layout import (
     BLOBS,
     FENCE,
+    HINTS,
     IN,
     KEY,
     LOCK_NAMES,
     LOCKS,
     META,
     NAME,
+    PINS,
+    POLICY,
     QUARANTINE,
+    QUOTA,
     REFS,
     Partial,
     is_temporary,
@@ -29,6 +33,8 @@ __all__ = ["PARTS", "Sweep"]
 
 PARTS = (IN, BLOBS, META, REFS, LOCKS, QUARANTINE)
 """The directories of a generation."""
+
+_OTHERS = (FENCE, HINTS, KEY, NAME, PINS, POLICY, QUOTA)
 
 _STALE = 7 * 86400.0
 """Seconds after which a partial of this boot that nobody goes on with is given up."""
@@ -71,7 +77,7 @@ class Sweep:
         with alone(f"{self._place}/{LOCKS}"):
             for name in sorted(set(self._disk.names(self._parts[LOCKS])) - set(LOCK_NAMES)):
                 self._aside(LOCKS, name)
-        for name in sorted(set(self._disk.names(self._folder)) - {*PARTS, FENCE, KEY, NAME}):
+        for name in sorted(set(self._disk.names(self._folder)) - {*PARTS, *_OTHERS}):
             with alone(f"{self._place}/{name}"):
                 self._leftovers.move_aside(
                     "unknown", self._folder, name, f"{self._place}/{name}", to=self._parts[QUARANTINE]

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
-from layercache.store._disk import Buffer, Dir, File, Handle, Stat, Word
+from layercache.store._disk import Buffer, Dir, File, Handle, Room, Stat, Word
 from layercache.store._layout import FENCE
 from layercache.testing._failing import Fault, KilledError
 from layercache.testing._inodes import PAGE, Node, SimulatedDir, SimulatedFile
@@ -267,9 +267,9 @@ class Process:
             raise _error(fault.code or errno.EIO)
         node.flush()
 
-    def touch(self, file: File) -> None:
+    def touch(self, file: File, when: float | None = None) -> None:
         self._begin("touch")
-        self._node(file).mtime = self.disk.clock
+        self._node(file).mtime = self.disk.clock if when is None else when
 
     # -- names
 
@@ -359,9 +359,9 @@ class Process:
         node.mapped += 1
         return _Word(self, node)
 
-    def free(self) -> int:
-        self._begin("free")
-        return self.disk.left()
+    def room(self) -> Room:
+        self._begin("room")
+        return Room(1 << 50 if self.disk.capacity is None else self.disk.capacity, self.disk.left(), 0, 0)
 
     def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
         self._begin("holders")
@@ -462,4 +462,4 @@ def _error(code: int, name: str = "") -> OSError:
 
 
 def _stat(node: Node) -> Stat:
-    return Stat(node.kind, node.size, node.ino, 1, node.mtime)
+    return Stat(node.kind, node.size, node.ino, 1, node.mtime, node.blocks * PAGE)

@@ -40,6 +40,8 @@ class Mutant:
         return source
 
 
+_ROOM = "tests/simulation/test_room.py"
+
 MUTANTS = (
     # -- publish
     Mutant(
@@ -154,14 +156,14 @@ MUTANTS = (
     Mutant(
         "two writers of one partial",
         "_ingest",
-        "        if not disk.lock(file, exclusive=True):\n            return None\n        # The last",
-        "        # The last",
+        "            if not disk.lock(file, exclusive=True):\n                return None\n            # The last",
+        "            # The last",
     ),
     Mutant(
         "partial taken over after it was published",
         "_ingest",
-        "if named is None or named.inode != disk.fstat(file).inode or generation.has(descriptor.digest):",
-        "if named is None or generation.has(descriptor.digest):",
+        "            if named is None or named.inode != status.inode:\n",
+        "            if named is None:\n",
         where="orders of put, remove, put | put",
     ),
     Mutant(
@@ -213,22 +215,22 @@ MUTANTS = (
     ),
     Mutant(
         "removed while open",
-        "_generation",
-        "                    if not self.disk.lock(file, exclusive=True):\n                        holders",
-        "                    if False:\n                        holders",
+        "_removal",
+        "                if not disk.lock(file, exclusive=True):\n                    holders",
+        "                if False:\n                    holders",
     ),
     Mutant(
         "removal not flushed",
-        "_generation",
-        "                    self.disk.remove(blobs, name)\n                    self.disk.sync(blobs)\n",
-        "                    self.disk.remove(blobs, name)\n",
+        "_removal",
+        "                disk.remove(blobs, name)\n                disk.sync(blobs)\n",
+        "                disk.remove(blobs, name)\n",
         where="orders of get | remove",
     ),
     Mutant(
         "removed without the lock",
-        "_generation",
-        'with self.guarding(f"remove {digest}"), self.lock(name):',
-        'with self.guarding(f"remove {digest}"):',
+        "_removal",
+        'with generation.guarding(f"remove {what}"), generation.lock(name):',
+        'with generation.guarding(f"remove {what}"):',
         where="orders of put | remove",
     ),
     Mutant(
@@ -243,6 +245,72 @@ MUTANTS = (
         "_generation",
         "self._refs, name, replace=True)\n            self.disk.sync(self._refs)\n",
         "self._refs, name, replace=True)\n",
+    ),
+    # -- room
+    Mutant(
+        "room taken without the lock",
+        "_space",
+        "            lock_within(self._disk, lock)\n",
+        "            pass\n",
+        test=_ROOM,
+    ),
+    Mutant(
+        "room given back that a walk has seen go",
+        "_space",
+        "if count is not None and count.walk == walk:",
+        "if count is not None:",
+        test=_ROOM,
+    ),
+    Mutant(
+        "asked for the walk after the blob went",
+        "_removal",
+        "                walk = generation.space.walk()  # before the first block goes\n",
+        "",
+        also=(("    return status.size -", "    walk = generation.space.walk()\n    return status.size -"),),
+        test="tests/test_space.py::test_a_walk_during_a_removal_is_not_subtracted_from",
+    ),
+    Mutant(
+        "partial counted as what it takes now",
+        "_space",
+        "                promised += max(0, footprint(int(begun[1])) - status.allocated)\n",
+        "                pass\n",
+        test="tests/test_space.py::test_what_is_reserved_counts_where_blocks_cannot_be_taken_beforehand",
+    ),
+    Mutant(
+        "walk against the way that names go",
+        "_space",
+        "enumerate((IN, META, BLOBS, DATA, TRASH))",
+        "enumerate((TRASH, DATA, BLOBS, META, IN))",
+        test=_ROOM,
+    ),
+    Mutant(
+        "partial made without its room",
+        "_ingest",
+        "            if begun and not (status.size or status.allocated):\n",
+        "            if False:\n",
+        test="tests/test_space.py::test_a_partial_that_goes_while_it_is_taken_over_is_not_made_anew_without_room",
+    ),
+    Mutant(
+        "count of another boot believed",
+        "_space",
+        "if magic != _MAGIC or boot.rstrip",
+        "if magic != _MAGIC or not boot.rstrip",
+        also=((" != self._disk.boot.encode()[:16]:", ":"),),
+        test="tests/test_space.py::test_a_count_of_another_boot_is_not_believed",
+    ),
+    Mutant(
+        "pinned while it was chosen, evicted all the same",
+        "_removal",
+        "                if not may_go():\n",
+        "                if False:\n",
+        test="tests/test_pins.py::test_a_pin_that_comes_after_the_choice_holds",
+    ),
+    Mutant(
+        "hold not taken while pinning",
+        "_pins",
+        "            held.enter_context(generation.open(digest))\n",
+        "            generation.open(digest).close()\n",
+        test="tests/test_pins.py::test_nothing_goes_while_it_is_being_pinned",
     ),
     # -- purge
     Mutant(

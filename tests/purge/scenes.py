@@ -108,6 +108,11 @@ class Scenes:
             ["rm", self.reference, "-n", name],
             ["pull", self.reference, "-n", name],
             ["pull", self.reference, "-n", f"{name} 2"],
+            ["pin", "kept", self.reference, "-n", f"{name} 2"],
+            ["df"],
+            ["prune", "--dry-run"],
+            ["unpin", "kept", "-n", f"{name} 2"],
+            ["pin", "kept", self.reference, "-n", f"{name} 2"],
             ["purge", f"{name} 2", "--wait", "5"],
             ["purge", f"{name} 2", "--json"],
             ["ls"],
@@ -157,6 +162,17 @@ class Scenes:
             with suppress(ConnectionError):
                 namespace.admit(Descriptor(OCTET_STREAM, Digest.of(data), len(data)), _Broken(data[: _SIZE - 1000]))
             assert namespace.purge().level == "crypto-erased"
+
+    def fill_to_the_limit(self) -> None:
+        with LayerCache(self.root, budget=24 << 20, keep_free=0) as cache:
+            namespace = cache.namespace(f"{self.canary.namespace} full", quota="10%", floor="1MiB")
+            for number in range(4):
+                data = self.canary.file(_SIZE + number)
+                namespace.admit(Descriptor(OCTET_STREAM, Digest.of(data), len(data)), io.BytesIO(data))
+            assert 0 < len(list(namespace.blobs())) < 4
+            namespace.open(next(namespace.blobs()).digest).close()
+            cache.store().note_uses()
+            assert namespace.purge(wait=5.0).level == "unlinked"
 
     def _command(self, *line: str) -> None:
         out = io.TextIOWrapper(io.BytesIO())

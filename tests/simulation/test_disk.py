@@ -181,9 +181,9 @@ def test_a_full_disk_is_full_until_something_goes(disk):
         process.make_dir(process.root, "d")
     process.rename(process.root, "a", process.root, "b", replace=False)
     process.remove(process.root, "b")
-    assert process.free() == 0
+    assert process.room().free == 0
     process.close(file)
-    assert process.free() == 3 * 4096
+    assert process.room().free == 3 * 4096
 
 
 def test_the_word_is_seen_by_every_process_at_once(disk):
