@@ -373,14 +373,11 @@ class Namespace:
         if image.missing:
             raise NotFoundError(f"{len(image.missing)} blobs of {ref.reference} are not here", hint="pull it")
         made = Pin(check_pin_name(name), ref.reference, image.digest, image.blobs, generation.disk.now())
-        pin(generation, made, image.blobs)
+        pin(generation, made)
         return pin_info(generation, made)
 
     def unpin(self, name: str) -> None:
-        """Let go of what a pin keeps.
-
-        :raises NotFoundError: when there is none of that name.
-        """
+        """Let go of what a pin keeps; :class:`~layercache.errors.NotFoundError` when there is none of that name."""
         unpin(self._existing(), check_pin_name(name))
 
     def pins(self) -> Iterator[PinInfo]:

@@ -17,7 +17,7 @@ from layercache import LayerCache
 from layercache.errors import LayerCacheError, UnauthorizedError
 from layercache.registry import Anonymous, Password
 from layercache.testing.images import build_image, layer_tar
-from layercache.testing.registry import BasicAuth, Redirect, ScriptedRegistry, Status, Substitute
+from layercache.testing.registry import BasicAuth, Redirect, ScriptedRegistry, Status, WrongBytes
 from tests.crash import sweeps
 
 IMAGE = build_image([layer_tar({"a": os.urandom(200_000)}), layer_tar({"b": b"x" * 5000})], platform="linux/amd64")
@@ -51,7 +51,7 @@ def test_failing_pulls_leave_no_descriptor_thread_or_memory(scripted: ScriptedRe
         ("blobs/*", Status(404)),
         ("blobs/*", Redirect(to="ftp://x/")),
         ("blobs/*", Redirect(to="http://169.254.169.254/")),
-        ("blobs/*", Substitute(b"other content")),
+        ("blobs/*", WrongBytes()),
     )
 
     def fail(cache: LayerCache, count: int) -> None:

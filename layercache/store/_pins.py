@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -77,7 +77,7 @@ def check_pin_name(name: str) -> str:
     return name
 
 
-def pin(generation: Generation, new: Pin, blobs: Sequence[Digest]) -> None:
+def pin(generation: Generation, new: Pin) -> None:
     """Keep the blobs of an image, durably, in place of what a pin of that name kept before.
 
     :raises NotFoundError: when a blob is not here; nothing changed.
@@ -86,7 +86,7 @@ def pin(generation: Generation, new: Pin, blobs: Sequence[Digest]) -> None:
     with ExitStack() as held, generation.guarding("record a pin"):
         generation.check_slot()
         # Leased until the pin is there: who evicts looks at the pins once it has a blob to itself.
-        for digest in blobs:
+        for digest in new.blobs:
             held.enter_context(generation.open(digest))
         with generation.space.taking(lambda: RECORD, "record a pin"):
             pass

@@ -581,7 +581,7 @@ MUTANTS = (
         "_keys",
         "        return self._form(record, secret, generation, lambda: self._disk.close(holding))\n",
         "        self._disk.close(holding)\n        return self._form(record, secret, generation, lambda: None)\n",
-        test="tests/test_seal.py::test_a_handle_that_nobody_closes_gives_the_key_back",
+        test="tests/test_seal.py::test_a_cache_that_nobody_closes_gives_the_key_back",
     ),
     Mutant(
         "erasure claimed after memory went to swap",
