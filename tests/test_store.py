@@ -495,22 +495,28 @@ def test_a_forked_child_neither_keeps_nor_ends_a_lease(generation):
     descriptor = put(generation, b"data")
     blob = generation.open(descriptor.digest)
     reading, writing = os.pipe()
+    waiting, going = os.pipe()
     child = os.fork()
     if child == 0:  # pragma: no cover - the child's side
+        os.close(going)
         try:
             blob.pread(0, 1)
         except StoreClosedError:
             os.write(writing, b"1")
-        os._exit(0 if os.read(reading, 1) else 1)
+            os.read(waiting, 1)
+        os._exit(0)
     os.close(writing)
     try:
         with pytest.raises(InUseError):
             generation.remove(descriptor.digest)
+        assert os.read(reading, 1) == b"1", "by now it has dropped its copies, and lives"
         blob.close()
         assert generation.remove(descriptor.digest) == 4
     finally:
+        os.close(going)
         os.waitpid(child, 0)
         os.close(reading)
+        os.close(waiting)
 
 
 # -- namespaces
@@ -737,7 +743,10 @@ def test_a_purge_is_finished_from_any_step(root, store, generation, step, monkey
     assert list(anew.digests()) == []
     anew.close()
     with_next.close()
-    assert [one.level for one in store.receipts()] == ["unlinked"]
+    levels = [one.level for one in store.receipts()]
+    if step == "word" and levels[0] == "fenced":
+        levels.pop(0)  # who finds the word waits for nobody: on a busy disk that is said first
+    assert levels == ["unlinked"]
     assert not list(root.glob("trash/*"))
 
 

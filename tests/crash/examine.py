@@ -21,7 +21,8 @@ from tests.crash.scenarios import CONTENTS, Promises, content, descriptor, name_
 
 __all__ = ["examine", "finish_purges", "report", "stray"]
 
-_ROOT = {"FORMAT", "root.lock", "root.key", "janitor.lock", "scrub.lock", "slots", "data", "trash", "receipts"}
+_LOCKS = {"root.lock", "janitor.lock", "scrub.lock", "evict.lock"}
+_ROOT = _LOCKS | {"FORMAT", "root.key", "slots", "data", "trash", "receipts"}
 _ROOT_MAY = {"aside", "ballast", "space", "stats", "foreground", "lost+found"}
 _SLOT = re.compile(r"[0-9a-f]{40}")
 _GENERATION = {"blobs", "meta", "in", "refs", "locks", "bad", "fence", "name"}
