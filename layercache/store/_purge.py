@@ -232,6 +232,11 @@ class Purge:
             folder = disk.dir(self._place.data, self._name)
         except FileNotFoundError:
             return  # hidden already
+        with suppress(FileNotFoundError):  # and, just now, removed, by somebody else who finishes this purge
+            self._write_word(folder)
+
+    def _write_word(self, folder: Dir) -> None:
+        disk = self._disk
         try:
             file = disk.create(folder, FENCE, exist_ok=True)
             try:
