@@ -31,6 +31,7 @@ SEEDS = [
     b'{"auths": {"docker.io": {"auth": "dTo="}, "https://reg.example/v2/": {"auth": "Og=="}}, "credsStore": ""}',
     _HOSTS.encode(),
     b'[host."http://127.0.0.1:1"]\noverride_path = true\n[host."http://127.0.0.1:1".header]\nx = ["y"]',
+    b"client = " + b"[" * 2000,
     b'ca = ["a.pem", "b.pem"]\nclient = ["c.pem"]\n',
 ]
 TOKENS = [

@@ -304,6 +304,7 @@ def test_the_default_and_dockers_certificates_are_found(tmp_path: Path) -> None:
         '[host."https://x"]\nclient = 1',
         '[host."https://x"]\ndial_timeout = "soon"',
         '[host."https://x".header]\n"a b" = "c"',
+        f"client = {'[' * 5000}",
     ],
 )
 def test_a_hosts_file_that_makes_no_sense_is_an_error_with_its_name(tmp_path: Path, text: str) -> None:

@@ -42,6 +42,8 @@ def read_hosts(directory: str | os.PathLike[str], host: str) -> tuple[tuple[Mirr
             return _parse(tomllib.loads(text), place)
         except (tomllib.TOMLDecodeError, InvalidError) as error:
             raise InvalidError(f"{file}: {error}") from error
+        except RecursionError:
+            raise InvalidError(f"{file}: nested too deeply") from None
     return (), None
 
 
