@@ -99,7 +99,7 @@ def test_the_key_is_bound_to_its_place_by_what_names_no_tenant(tmp_path, service
 def test_a_reboot_leaves_it_readable(tmp_path, key, monkeypatch):
     with LayerCache(tmp_path / "root", kms=KmsKey(key), janitor=False) as cache:
         digest = fill(cache.namespace(NAME, seal="kms"), tmp_path)
-    monkeypatch.setattr("layercache.store._disk._boot_id", lambda: "0" * 12)
+    monkeypatch.setattr("layercache.store._proc.boot_id", lambda: "0" * 12)
     with LayerCache(tmp_path / "root", kms=KmsKey(key), janitor=False) as cache:
         assert not cache.store().recover()
         assert cache.namespace(NAME).contains(digest)

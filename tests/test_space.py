@@ -417,7 +417,7 @@ def test_a_count_of_another_boot_is_not_believed(root, monkeypatch):
     """After a power cut the last words may be lost, so the root is walked over before anything is taken."""
     with opened(root, 24 * MIB) as cache:
         admit(cache.namespace("a"), content(6 * MIB, 1))
-    monkeypatch.setattr("layercache.store._disk._boot_id", lambda: "feedfacefeed")
+    monkeypatch.setattr("layercache.store._proc.boot_id", lambda: "feedfacefeed")
     walked = []
     real = space_room.Space._walk
 

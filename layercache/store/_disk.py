@@ -197,10 +197,6 @@ class Disk(Protocol):
         """Return how large the filesystem is and what is left of it."""
         ...
 
-    def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
-        """Return the ids of processes with one of these files open, as far as we may see; ``but`` does not count."""
-        ...
-
     def openers(self, *, but: Handle | None = None, quick: bool = False) -> dict[int, frozenset[int]]:
         """Return the inodes of this filesystem that a process we may see has open or mapped, each with their ids.
 
@@ -263,7 +259,7 @@ class PosixDisk:
         self.root = self._track(Dir(fd))
         try:
             status = os.fstat(fd)
-            self.boot = _boot_id()
+            self.boot = _proc.boot_id()
         except OSError:
             self.close(self.root)
             raise
@@ -424,10 +420,6 @@ class PosixDisk:
         now = os.fstatvfs(self.root.fd)
         return Room(now.f_blocks * now.f_frsize, now.f_bavail * now.f_frsize, now.f_files, now.f_favail)
 
-    def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
-        found = self.openers(but=but)
-        return tuple(sorted({pid for inode in inodes & found.keys() for pid in found[inode]}))
-
     def openers(self, *, but: Handle | None = None, quick: bool = False) -> dict[int, frozenset[int]]:
         device = os.fstat(self.root.fd).st_dev
         return _proc.lockers(device) if quick else _proc.openers(device, but=-1 if but is None else but.fd)
@@ -497,8 +489,3 @@ def _make_durably(path: str | os.PathLike[str]) -> None:
 def _stat(status: os.stat_result) -> Stat:
     kind: Kind = "file" if stat.S_ISREG(status.st_mode) else "dir" if stat.S_ISDIR(status.st_mode) else "other"
     return Stat(kind, status.st_size, status.st_ino, status.st_nlink, status.st_mtime, status.st_blocks * 512)
-
-
-def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip().replace("-", "")[:12]

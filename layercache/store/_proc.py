@@ -1,11 +1,11 @@
-"""Who has which files open, as far as ``/proc`` shows it to this process."""
+"""What ``/proc`` shows of this machine: its boot, and who has which files open, as far as this process may see."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 
-__all__ = ["lockers", "openers"]
+__all__ = ["boot_id", "lockers", "openers"]
 
 
 def lockers(device: int) -> dict[int, frozenset[int]]:
@@ -68,3 +68,9 @@ def _mapped(pid: int, device: int) -> Iterator[int]:
                         yield int(fields[4])
     except OSError:
         return
+
+
+def boot_id() -> str:
+    """Return what tells this boot of the machine from every other."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip().replace("-", "")[:12]

@@ -63,8 +63,8 @@ def _remove(
             file = disk.open(blobs, name)
             try:
                 if not disk.lock(file, exclusive=True):
-                    holders = disk.holders(frozenset({disk.fstat(file).inode}), but=file) if ask else ()
-                    raise InUseError(f"{what} is open", holders=holders, hint="close it first")
+                    holders = disk.openers(but=file).get(disk.fstat(file).inode, frozenset()) if ask else ()
+                    raise InUseError(f"{what} is open", holders=tuple(sorted(holders)), hint="close it first")
                 if not may_go():
                     raise InUseError(f"{what} is pinned", hint="unpin it first")
                 status = disk.fstat(file)

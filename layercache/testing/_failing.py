@@ -11,7 +11,7 @@ class KilledError(BaseException):
     """The virtual process is no more. No verb does anything any more, so unwinding changes nothing."""
 
 
-_NEVER_FAIL = frozenset(("close", "pause", "start_flush", "holders", "openers"))
+_NEVER_FAIL = frozenset(("close", "pause", "start_flush", "openers"))
 
 
 @dataclass(slots=True)

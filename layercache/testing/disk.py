@@ -363,14 +363,6 @@ class Process:
         self._begin("room")
         return Room(1 << 50 if self.disk.capacity is None else self.disk.capacity, self.disk.left(), 0, 0)
 
-    def holders(self, inodes: frozenset[int], *, but: Handle | None = None) -> tuple[int, ...]:
-        self._begin("holders")
-        return tuple(
-            process.pid
-            for process in self.disk.processes
-            if any(handle.node.ino in inodes and handle is not but for handle in process.opened.values())
-        )
-
     def openers(self, *, but: Handle | None = None, quick: bool = False) -> dict[int, frozenset[int]]:
         self._begin("openers")
         found: dict[int, set[int]] = {}

@@ -303,7 +303,7 @@ def _recorded(verb: str) -> Callable[..., Any]:
 
 for _verb in (
     *("pause", "dir", "make_dir", "create", "open", "read", "write", "truncate", "sync", "rename", "remove"),
-    *("remove_dir", "names", "stat", "fstat", "lock", "word", "close", "holders"),
+    *("remove_dir", "names", "stat", "fstat", "lock", "word", "close"),
     *("lease", "openers", "elapsed", "trim"),
 ):
     setattr(_Recorded, _verb, _recorded(_verb))
