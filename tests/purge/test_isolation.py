@@ -20,7 +20,7 @@ WHY_NOT = faults.unavailable()
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+|\b\d{5,}\b|st_[acm]time=\S+ /\* \S+ \*/|tmp\.[0-9a-f.]+")
 # What the root takes in all, which the question before has changed: it is the same whichever digest is asked for.
-_COUNT = re.compile(r'(/root/space>, .*?)"LCspace1.*?"')
+_COUNT = re.compile(r'(/root/space>, .*?)"LCspace1(?:[^"\\]|\\.)*"')
 
 
 def _questions(home: Path, root: Path, seed: str) -> dict[str, list[str]]:
