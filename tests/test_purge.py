@@ -89,6 +89,18 @@ def until(look: Callable[[], T], wanted: Callable[[T], bool], seconds: float = 3
     return seen
 
 
+def test_a_beginning_that_failed_goes_with_its_namespace(store, root):
+    put(store, b"bytes")
+    generation = next(root.glob("data/*")).name
+    neighbour = root / "trash" / f"{'0' * 40}.1.1f"
+    for place in (root / "trash" / f"{generation}.1f", root / "trash" / f"{generation}1.1f", neighbour):
+        place.mkdir()
+        (place / "name").write_text(str(NAME))
+    receipt = store.purge(NAME, wait=5)
+    assert receipt.level == "unlinked"
+    assert {path.name for path in root.glob("trash/*")} == {f"{generation}1.1f", neighbour.name}
+
+
 @pytest.mark.parametrize("wait", [0.0, 0.3])
 def test_a_purge_returns_by_its_deadline_whatever_readers_do(store, root, wait):
     """With a reader that does not let go the call is over soon after the wait, and the reader is cut off.

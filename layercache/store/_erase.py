@@ -32,6 +32,18 @@ class Found:
     cut: bool = False
     """Stopped early: there may be more of everything."""
 
+    def add(self, other: Found) -> None:
+        """Take in what another walk found."""
+        self.entries += other.entries
+        self.blobs += other.blobs
+        self.bytes += other.bytes
+        self.elsewhere += other.elsewhere
+        self.held |= other.held
+        self.failed += other.failed
+        self.cut |= other.cut
+        if other.proof == "scan":
+            self.proof = "scan"
+
 
 def erase(
     disk: Disk, at: Dir, name: str, *, due: Callable[[], bool] = lambda: False, free_blocks: bool = False

@@ -58,6 +58,7 @@ __all__ = [
     "discarded_name",
     "format_record",
     "generation_name",
+    "is_discarded",
     "is_slot",
     "is_temporary",
     "lock_name",
@@ -184,6 +185,11 @@ def parse_discarded(name: str) -> Slot | None:
     """Return the slot of a :func:`discarded_name`; ``None`` for any other name."""
     match = _DISCARDED.fullmatch(name)
     return match[1] if match else None
+
+
+def is_discarded(name: str, folder: str) -> bool:
+    """Tell whether a name is a :func:`discarded_name` of that generation's directory."""
+    return parse_discarded(name) is not None and name.startswith(f"{folder}.")
 
 
 def blob_name(digest: Digest) -> str:

@@ -23,7 +23,7 @@ from layercache.store._ballast import Ballast
 from layercache.store._chain import Chain
 from layercache.store._disk import Dir, Disk
 from layercache.store._erase import Found, erase
-from layercache.store._layout import FENCE, FENCE_SIZE, KEY, Slot, SlotState, generation_name
+from layercache.store._layout import FENCE, FENCE_SIZE, KEY, Slot, SlotState, generation_name, is_discarded
 from layercache.store._receipts import Level, Proof, Receipt
 
 __all__ = ["Place", "Purge"]
@@ -124,6 +124,9 @@ class Purge:
             if self._leads_to_key():
                 self._erased = place.forget_key(self._name)
             found = erase(disk, place.trash, self._name, due=due, free_blocks=self.trim)
+            # A beginning of it that failed may have left its directory, with the namespace's name in it.
+            for name in self._beginnings():
+                found.add(erase(disk, place.trash, name, due=due, free_blocks=self.trim))
             if found.cut:  # what it did not come to is as it was
                 found.held |= self._last.held
                 found.failed |= self._last.failed
@@ -133,7 +136,7 @@ class Purge:
             self._elsewhere += found.elsewhere
             if found.proof == "scan":
                 self._proof = "scan"
-            if disk.stat(place.trash, self._name) is None:
+            if disk.stat(place.trash, self._name) is None and not self._beginnings():
                 gone = self._gone()
             return gone
         finally:
@@ -208,6 +211,9 @@ class Purge:
             with suppress(FileExistsError):
                 disk.make_dir(place.slots, self.slot)
             return disk.dir(place.slots, self.slot)
+
+    def _beginnings(self) -> list[str]:
+        return [name for name in sorted(self._disk.names(self._place.trash)) if is_discarded(name, self._name)]
 
     def _leads_to_key(self) -> bool:
         try:

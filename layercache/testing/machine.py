@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from layercache.testing._actor import REFERENCES, Actor
 from layercache.testing.disk import Fault, KilledError, Process
-from layercache.testing.model import CONTENTS, Content, Model, ViolationError, orphans, unsound
-from layercache.testing.simulation import NAMESPACES, judge, started
+from layercache.testing.model import CONTENTS, NAMESPACES, Content, Model, ViolationError, orphans, unsound
+from layercache.testing.simulation import judge, started
 
 __all__ = ["StoreMachine"]
 

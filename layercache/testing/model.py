@@ -24,7 +24,10 @@ from layercache.store._store import _OURS
 from layercache.testing._inodes import Node
 from layercache.testing.disk import Process, SimulatedDisk
 
-__all__ = ["CONTENTS", "Content", "Model", "Register", "ViolationError", "Write", "orphans", "unsound"]
+__all__ = ["CONTENTS", "NAMESPACES", "Content", "Model", "Register", "ViolationError", "Write", "orphans", "unsound"]
+
+NAMESPACES = ("acme/one", "acme/two")
+"""The namespaces of the little world."""
 
 Home = tuple[str, int]
 """A generation: slot and number."""
@@ -178,10 +181,15 @@ class Model:
         return all(state.generation < home[1] for state in states if state)
 
     def homes(self) -> Iterator[Home]:
-        """Yield the last generation of each slot, and the one that may begin any time."""
-        slots = self.disk.at("slots")
-        for slot, folder in (slots.entries if slots else {}).items():
-            last = max((state.generation for name in folder.entries if (state := SlotState.parse(name))), default=0)
+        """Yield the last generation of each namespace, and the one that may begin any time."""
+        key = self.disk.at("root.key")
+        if key is None:
+            return
+        for namespace in NAMESPACES:
+            slot = slot_name(key.content(), NamespaceName(namespace))
+            folder = self.disk.at("slots", slot)
+            states = [SlotState.parse(name) for name in (folder.entries if folder else ())]
+            last = max((state.generation for state in states if state), default=0)
             yield from ((slot, last), (slot, last + 1))
 
     def home(self, namespace: str) -> Home | None:

@@ -20,12 +20,11 @@ from functools import cache
 from layercache.store import NamespaceName, Store
 from layercache.testing._actor import REFERENCES, Actor
 from layercache.testing.disk import Fault, Process, SimulatedDisk
-from layercache.testing.model import CONTENTS, Content, Model, ViolationError, orphans
+from layercache.testing.model import CONTENTS, NAMESPACES, Content, Model, ViolationError, orphans
 from layercache.testing.schedule import ByChance, Event, Schedule, Task
 
-__all__ = ["NAMESPACES", "judge", "main", "play", "started"]
+__all__ = ["judge", "main", "play", "started"]
 
-NAMESPACES = ("acme/one", "acme/two")
 _VERBS = (
     *("create", "open", "read", "write", "reserve", "truncate", "sync", "rename", "remove", "remove_dir", "names"),
     *("dir", "make_dir", "stat", "fstat", "lock", "map"),

@@ -366,8 +366,15 @@ MUTANTS = (
     Mutant(
         "called gone without the directory's removal",
         "_purge",
-        "            if disk.stat(place.trash, self._name) is None:\n",
+        "            if disk.stat(place.trash, self._name) is None and not self._beginnings():\n",
         "            if not found.held:\n",
+    ),
+    Mutant(
+        "a beginning that failed outlives its purge",
+        "_purge",
+        "if is_discarded(name, self._name)]",
+        "if False]",
+        test="tests/test_purge.py::test_a_beginning_that_failed_goes_with_its_namespace",
     ),
     Mutant(
         "unfinished writes forgotten",

@@ -10,8 +10,8 @@ from layercache.store._disk import Kind
 from layercache.testing._actor import REFERENCES, Actor
 from layercache.testing.disk import Fault
 from layercache.testing.explore import Program, faults, interleavings, power_cuts
-from layercache.testing.model import CONTENTS, Content, ViolationError, orphans
-from layercache.testing.simulation import NAMESPACES, started
+from layercache.testing.model import CONTENTS, NAMESPACES, Content, ViolationError, orphans
+from layercache.testing.simulation import started
 
 __all__ = ["CUTS", "KILLS", "ORDERS", "Orders", "Script"]
 
