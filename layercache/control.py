@@ -33,7 +33,7 @@ class Control:
     ``progress`` is called from worker threads; what it raises ends the operation.
     """
 
-    __slots__ = ("_cancel", "_deadline", "_progress", "_stopped")
+    __slots__ = ("_cancel", "_deadline", "_progress", "_stopped", "_whole")
 
     def __init__(
         self,
@@ -46,9 +46,18 @@ class Control:
         self._cancel = cancel
         self._progress = progress
         self._stopped = threading.Event()
+        self._whole: Control | None = None
+
+    def part(self) -> Control:
+        """Return the control of a part of the operation: it ends with the whole, and can be stopped alone."""
+        part = Control()
+        part._whole, part._deadline = self, self._deadline
+        return part
 
     def checkpoint(self) -> None:
         """Raise :class:`CancelledError` or :class:`DeadlineError` if the operation must end now."""
+        if self._whole is not None:
+            self._whole.checkpoint()
         if self._stopped.is_set() or (self._cancel is not None and self._cancel.is_set()):
             raise CancelledError("cancelled by the caller")
         if self._deadline is not None and time.monotonic() >= self._deadline:

@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("layercache.registry")
 _MOST_TARGETS = 1024
+_NO_RANGES = 60.0  # seconds that a registry is not asked for parts after it gave all of a blob instead of one
 _MOST_WARNINGS = 4096  # characters of warnings that a registry may put into our log
 
 
@@ -55,6 +56,16 @@ class Session:
         self._warned: set[str] = set()
         self._targets: dict[tuple[str, Digest], tuple[Target, float]] = {}
         self._characters = 0
+        self._ranges_from = 0.0
+
+    @property
+    def ranges(self) -> bool:
+        """Whether parts of blobs may be asked for: it was not found lately that the registry ignores that."""
+        return self.pace.now() >= self._ranges_from
+
+    def give_up_ranges(self) -> None:
+        """Ask for whole blobs for a while. A pull-through cache answers ranges once it has the blob."""
+        self._ranges_from = self.pace.now() + _NO_RANGES
 
     def recall(self, ask: Recall) -> Target | None:
         """Where the registry sent the last request for a blob, if that may still be used."""

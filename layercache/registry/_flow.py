@@ -307,6 +307,10 @@ def _is_schema1(content_type: str) -> bool:
 # --- blobs ---
 
 
+class RangesError(RegistryError):
+    """A registry gives all of a blob or nothing."""
+
+
 def fetch(
     site: Site,
     repository: Repository,
@@ -315,6 +319,7 @@ def fetch(
     offset: int = 0,
     length: int | None = None,
     parent: Digest | Tag | None = None,
+    strict: bool = False,
 ) -> Flow[None]:
     """Deliver bytes of a blob in order, starting at ``offset``; after a break go on where it broke.
 
@@ -322,7 +327,9 @@ def fetch(
     is asked of the registry again.
     Nothing is delivered beyond ``descriptor.size``; whether the bytes are the right ones is for the receiver to check.
     ``parent`` is a manifest that led here, best by tag: a pull-through cache knows a blob only after its manifest.
+    ``strict``: a range and nothing else; a registry that does not answer with that is not read.
 
+    :raises RangesError: if it is ``strict``, and the registry does otherwise.
     :raises IntegrityError: if the registry has more, or in the end fewer, bytes than the descriptor says.
     :raises UnreachableError: after three connections in a row that brought nothing.
     """
@@ -338,6 +345,8 @@ def fetch(
     misses = scanty = 0
     while True:
         ranged = ranges and (at > 0 or end < size)
+        if strict and not ranged:
+            raise RangesError(f"{what}: {site.authority} does not answer ranges", host=site.authority)
         # No If-Range: the digest tells whether it is the same content, and a mirror's tag may differ for equal bytes.
         headers = {**_PLAIN, "Accept": "*/*", **({"Range": f"bytes={at}-{end - 1}"} if ranged else {})}
         accept = (200, 206, 416) if ranged else (200,)
@@ -366,6 +375,10 @@ def fetch(
                 yield Release()
                 ranges = False
                 continue
+        elif strict:
+            yield Release()
+            ranges = False
+            continue
         else:
             yield from _refuse_coding(hop, what)
             declared = hop.head.headers.size()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from layercache.control import Control
 from layercache.registry._lines import Lines
+from layercache.registry._parts import spare_parts
 from layercache.registry._wire import backoff
 
 __all__ = ["Pace"]
@@ -32,7 +33,8 @@ class _Host:
 class Pace:
     """Waits that hosts have asked for, kept by all threads. Seconds on a monotonic clock.
 
-    ``lines`` is the budget of connections, which goes with them: both are about hosts and hold for all tenants.
+    ``lines`` is the budget of connections, ``spare`` that of parts in memory, which go with them: all are about hosts
+    and hold for all tenants.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Pace:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.lines = Lines()
+        self.spare = spare_parts()
         self._first = first
         self._clock = clock
         self._jitter = jitter

@@ -14,6 +14,7 @@ from layercache.registry._driver import Driver, Session
 from layercache.registry._effects import Site
 from layercache.registry._flow import Document
 from layercache.registry._pace import Pace
+from layercache.registry._parts import WORTH, in_parts
 from layercache.registry._sockets import Patience
 from layercache.registry.auth import Credentials
 from layercache.registry.sources import Tls
@@ -82,8 +83,24 @@ class Upstream:
         ledger: Ledger,
     ) -> Generator[bytes, None, None]:
         """Bytes of a blob; see :meth:`Registry.fetch`."""
-        flow = _flow.fetch(self.site, repository, descriptor, offset=offset, length=length, parent=parent)
-        return self._driver(control, ledger, "wire").stream(flow)
+        session = self.session()
+
+        def ask(
+            offset: int, length: int | None, *, strict: bool = False, control: Control = control
+        ) -> Generator[bytes, None, None]:
+            flow = _flow.fetch(
+                self.site, repository, descriptor, offset=offset, length=length, parent=parent, strict=strict
+            )
+            try:
+                yield from Driver(session, control, ledger, "wire").stream(flow)
+            except _flow.RangesError:
+                session.give_up_ranges()
+                raise
+
+        end = descriptor.size if length is None else min(descriptor.size, offset + length)
+        if end - offset < WORTH or not session.ranges:
+            return ask(offset, length)
+        return in_parts(ask, offset, end, spare=session.pace.spare, control=control)
 
     def close(self) -> None:
         """Close the connections that are not in use. The registry stays usable; it connects anew."""
