@@ -12,6 +12,7 @@ Errors are in :mod:`layercache.errors`, the values of the OCI specifications in 
 """
 
 from layercache.cache import LayerCache
+from layercache.contents import Contents
 from layercache.control import Progress
 from layercache.doctor import diagnose
 from layercache.errors import LayerCacheError
@@ -27,6 +28,7 @@ __all__ = [
     "BlobReport",
     "ByteStream",
     "Check",
+    "Contents",
     "Descriptor",
     "DiffID",
     "Digest",

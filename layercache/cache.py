@@ -7,20 +7,23 @@ import os
 import shutil
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Self
 
+from layercache.binding import Binding
+from layercache.contents import Contents
 from layercache.errors import FormatError, NotFoundError, StoreClosedError, StoreError, UnsafeRootError
 from layercache.janitor import Janitor
 from layercache.namespace import Namespace, as_platform
 from layercache.oci import Platform, Repository
 from layercache.policy import Quota, Source
+from layercache.public import PublicRepositories
 from layercache.registry import Credentials, EcrCredentials, Mirror, Pace, Registry, Tls
 from layercache.reports import NamespaceInfo, NamespaceUsage, Pruned, ReceiptsReport, Usage
-from layercache.store import Amount, Budget, KmsKey, NamespaceName, Receipt, Seal, Store
+from layercache.store import PUBLIC, Amount, Budget, KmsKey, NamespaceName, Receipt, Seal, Store
 
 __all__ = ["LayerCache", "default_root"]
 
@@ -58,6 +61,8 @@ class LayerCache:
         unless it is 0, 1 % of the inodes, too.
     :param watermarks: the shares of the budget at which housekeeping begins to evict, and down to which it does.
     :param policy: in which order blobs go: one of :data:`layercache.policy.POLICIES`.
+    :param public: repositories whose blobs are kept once for all namespaces: patterns ``HOST/NAME``, see
+        :class:`~layercache.public.PublicRepositories` and docs/public.md. List only what every tenant may read.
     :param credentials: for registries and mirrors. Default: AWS's for Amazon ECR, else docker's and podman's.
     :param mirrors: by registry host (``docker.io``), what is asked before the registry itself.
     :param hosts_dir: a directory of ``hosts.toml`` files as containerd has it (``/etc/containerd/certs.d``).
@@ -65,6 +70,7 @@ class LayerCache:
     :param kms: the key of AWS KMS for namespaces with ``seal="kms"``. Default: ``LAYERCACHE_KMS_KEY``, with boto3's
         chain of credentials.
     :param janitor: let a thread of this process sweep and scrub the root now and then, if no other process does.
+    :raises InvalidPatternError: for a pattern in ``public`` that is none, or could match hosts of strangers.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class LayerCache:
         watermarks: tuple[float, float] = (0.95, 0.90),
         policy: str = "default",
         janitor: bool = True,
+        public: Iterable[str] = (),
         credentials: Credentials | None = None,
         mirrors: Mapping[str, Sequence[Mirror | str]] | None = None,
         hosts_dir: str | os.PathLike[str] | None = None,
@@ -86,6 +93,7 @@ class LayerCache:
     ) -> None:
         if jobs < 1:
             raise ValueError("jobs must be at least 1")
+        self._listed = PublicRepositories.of(public)
         self._budget = Budget(budget, keep_free, *watermarks, policy)
         self.root = Path(root) if root is not None else default_root()
         self.platform = Platform.host() if platform is None else as_platform(platform)
@@ -102,6 +110,7 @@ class LayerCache:
         self._janitor: Janitor | None = None
         self._housekeeping = janitor
         self._closed = False
+        self._public = Binding(PUBLIC, self.store)
         _forked.add(self)
         try:
             self.store()
@@ -135,11 +144,23 @@ class LayerCache:
         if seal not in (None, "ephemeral", "kms"):
             raise ValueError(f"no such seal: {seal!r}")
         namespace = self._namespace(NamespaceName(name), seal=seal)
+        self._limit(namespace.binding, quota, floor)
+        return namespace
+
+    def public_namespace(self, *, quota: int | str | None = None, floor: int | str = 0) -> Contents:
+        """Return the public namespace, for its operator: what it holds, and how that is checked, dropped and purged.
+
+        It fills from tenants' pulls of the repositories in ``public`` alone. A purge ends it for everybody: images that
+        are open raise, and the next pull fetches again. ``quota`` and ``floor`` are as in :meth:`namespace`.
+        """
+        self._limit(self._public, quota, floor)
+        return Contents(self._public, public=None, registry=self.registry)
+
+    def _limit(self, binding: Binding, quota: int | str | None, floor: int | str) -> None:
         if quota is not None or floor:
             total = shutil.disk_usage(self.root).total if self.root.is_dir() else 0
             most = None if quota is None else Amount.parse(quota).of(total)
-            namespace.limit(Quota(most, Amount.parse(floor).of(total)))
-        return namespace
+            binding.limit(Quota(most, Amount.parse(floor).of(total)))
 
     def namespaces(self) -> list[NamespaceInfo]:
         """Return the namespaces that are live or being purged. Reads every namespace's directories.
@@ -149,14 +170,25 @@ class LayerCache:
         found = []
         for tenancy in self.store().namespaces():
             blobs = size = 0
-            if tenancy.name is not None and tenancy.state == "live":
-                namespace = self._handle(tenancy.name)
-                for info in namespace.blobs():
+            stored = PUBLIC if tenancy.public else tenancy.name
+            if stored is not None and tenancy.state == "live":
+                binding = Binding(stored, self.store)
+                # What it borrows is not its own, and counted where it lies.
+                for info in Contents(binding, public=None, registry=self.registry).blobs():
                     blobs, size = blobs + 1, size + info.size
-                namespace.release()
+                binding.release()
             name = None if tenancy.name is None else tenancy.name.text
             found.append(
-                NamespaceInfo(name, tenancy.slot, tenancy.generation, tenancy.state, blobs, size, tenancy.seal)
+                NamespaceInfo(
+                    name,
+                    tenancy.slot,
+                    tenancy.generation,
+                    tenancy.state,
+                    blobs,
+                    size,
+                    seal=tenancy.seal,
+                    public=tenancy.public,
+                )
             )
         return sorted(found, key=lambda info: (info.name or "", info.slot))
 
@@ -180,6 +212,7 @@ class LayerCache:
                 one.evictable,
                 one.pinned,
                 one.leased,
+                public=one.slot == store.public,
             )
             for one in store.holdings()
         ]
@@ -190,6 +223,7 @@ class LayerCache:
         self,
         namespace: str | None = None,
         *,
+        public: bool = False,
         to: int | str | None = None,
         older_than: float = 0.0,
         dry_run: bool = False,
@@ -197,6 +231,7 @@ class LayerCache:
         """Evict what is neither open nor pinned, worth least first, and return what went.
 
         :param namespace: of this namespace only.
+        :param public: of the public namespace only.
         :param to: no more than it takes for the root to use so much, in the words of ``budget``. Default: all of it.
         :param older_than: only what was not used for so many seconds.
         :param dry_run: nothing goes; blobs that are open may be among the answer.
@@ -209,18 +244,20 @@ class LayerCache:
             need = store.space.measure()[1] - Amount.parse(to).of(shutil.disk_usage(self.root).total)
             if need <= 0:
                 return []
-        slots = {name: slot for slot, name in self._names().items()}
-        if namespace is not None and namespace not in slots:
-            raise NotFoundError("the namespace holds nothing")
-        wanted = None if namespace is None else slots[namespace]
+        names = self._names()
+        wanted = store.public if public else None
+        if namespace is not None:
+            wanted = next((slot for slot, name in names.items() if name == namespace and not public), None)
+            if wanted is None:
+                raise NotFoundError("the namespace holds nothing")
         if store.evictor is None:
             return []
         gone = []
-        names = self._names()
         for victim, used in store.evictor.prune(need, slot=wanted, older_than=older_than, dry_run=dry_run):
             folder, _, blob = victim.key.partition("/")
             slot = folder.partition(".")[0]
-            gone.append(Pruned(names.get(slot), slot, blob, victim.size, victim.why, used))
+            shared = slot == store.public
+            gone.append(Pruned(names.get(slot), slot, blob, victim.size, victim.why, used, shared))
         return gone
 
     def _names(self) -> dict[str, str]:
@@ -233,7 +270,8 @@ class LayerCache:
     def purge_matching(self, pattern: str, *, wait: float = 5.0, trim: bool = False) -> dict[str, Receipt]:
         """Purge every namespace whose name matches, and return a receipt for each by its name.
 
-        All of them are fenced before any is waited for; ``wait`` is for all together. See :meth:`Namespace.purge`.
+        All of them are fenced before any is waited for; ``wait`` is for all together. See :meth:`Namespace.purge`. The
+        public namespace has no name and never matches.
 
         :param pattern: ``*``, ``?`` and ``[...]`` as in a shell, case counts; ``*`` also stands for ``/``. A sealed
             namespace whose key is gone has no name and never matches.
@@ -313,35 +351,35 @@ class LayerCache:
             janitor.stop()
         for registry in registries:
             registry.close()
-        for namespace in namespaces:
-            namespace.release()
+        for binding in (self._public, *(namespace.binding for namespace in namespaces)):
+            binding.release()
         if store is not None:
             store.close()
 
-    def _namespace(self, name: NamespaceName, *, seal: Seal | None = None) -> Namespace:
+    def _namespace(self, name: NamespaceName, *, seal: Seal | None) -> Namespace:
         with self._lock:
             namespace = self._namespaces.get((name, seal))
             if namespace is None:  # one for all who ask: each has directories open, and nobody gives a handle back
                 namespace = self._namespaces[name, seal] = self._handle(name, seal=seal)
             return namespace
 
-    def _handle(self, name: NamespaceName, *, seal: Seal | None = None) -> Namespace:
+    def _handle(self, name: NamespaceName, *, seal: Seal | None) -> Namespace:
         registry = partial(self.registry, tenant=name.text)
         return Namespace(
-            name,
-            store=self.store,
+            Binding(name, self.store, seal=seal),
+            public=self._public,
+            listed=self._listed,
             registry=registry,
             platform=self.platform,
             jobs=self.jobs,
             costs=self._costs,
-            seal=seal,
         )
 
     def _let_go(self) -> None:
         with self._lock:
             namespaces = list(self._namespaces.values())
-        for namespace in namespaces:
-            namespace.let_go()
+        for binding in (self._public, *(namespace.binding for namespace in namespaces)):
+            binding.let_go()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

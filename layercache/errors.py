@@ -3,7 +3,7 @@
     LayerCacheError
       InvalidError            the input is wrong: fix it (also a ValueError)
         InvalidDigestError, InvalidReferenceError, InvalidPlatformError, InvalidNamespaceError,
-        InvalidManifestError, InvalidDescriptorError, SealMismatchError
+        InvalidManifestError, InvalidDescriptorError, InvalidPatternError, SealMismatchError
       UnsupportedError        valid, but not something this version reads
       NotFoundError           absent: the only thing that is a miss
       IntegrityError          the bytes are not what their digest says
@@ -37,6 +37,7 @@ __all__ = [
     "InvalidError",
     "InvalidManifestError",
     "InvalidNamespaceError",
+    "InvalidPatternError",
     "InvalidPlatformError",
     "InvalidReferenceError",
     "KeyGoneError",
@@ -106,6 +107,10 @@ class InvalidDescriptorError(InvalidError):
 
 class InvalidManifestError(InvalidError):
     """Not a manifest, index or config of the image specification (or of Docker schema 2)."""
+
+
+class InvalidPatternError(InvalidError):
+    """Not a pattern of repositories, or one that would match hosts of strangers."""
 
 
 class SealMismatchError(InvalidError):

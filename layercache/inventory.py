@@ -1,4 +1,4 @@
-"""What a generation holds, seen as blobs and images, without the network."""
+"""What a tenant can read, seen as blobs and images, without the network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from layercache.errors import IntegrityError, InUseError, NotFoundError
 from layercache.oci import Descriptor, Digest, Index, Manifest, descend, parse_document
 from layercache.reports import BlobInfo, Finding, ImageInfo, PinInfo
-from layercache.store import Blob, Generation, Pin, Ref
+from layercache.store import Blob, Pin, Ref
+from layercache.view import View
 
 __all__ = [
     "blob_info",
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 
-def blob_info(generation: Generation, blob: Blob) -> BlobInfo:
+def blob_info(view: View, blob: Blob) -> BlobInfo:
     """Return what is known of an open blob."""
     meta = blob.meta
     return BlobInfo(
@@ -31,17 +32,18 @@ def blob_info(generation: Generation, blob: Blob) -> BlobInfo:
         diff_id=meta.diff_id,
         origin=meta.origin,
         created=meta.created,
-        verified=generation.verified(meta.digest),
+        verified=view.verified(blob),
+        public=blob.lent,
     )
 
 
-def image_info(generation: Generation, ref: Ref) -> ImageInfo:
+def image_info(view: View, ref: Ref) -> ImageInfo:
     """Return what is known of an image. Where its manifest is not here, its layers are not known either."""
     parts = [ref.descriptor]
 
     def load(descriptor: Descriptor) -> Manifest | Index:
         parts.append(descriptor)
-        return stored_document(generation, descriptor)
+        return stored_document(view, descriptor)
 
     try:
         _, manifest = descend(ref.descriptor, ref.platform, load)
@@ -60,31 +62,31 @@ def image_info(generation: Generation, ref: Ref) -> ImageInfo:
         size=sum(part.size for part in known),
         resolved=ref.resolved,
         blobs=digests,
-        missing=tuple(digest for digest in digests if not generation.has(digest)),
+        missing=tuple(digest for digest in digests if not view.has(digest)),
     )
 
 
-def pin_info(generation: Generation, pin: Pin) -> PinInfo:
+def pin_info(view: View, pin: Pin) -> PinInfo:
     """Return what is known of a pin."""
-    missing = tuple(digest for digest in pin.blobs if not generation.has(digest))
+    missing = tuple(digest for digest in pin.blobs if not view.has(digest))
     return PinInfo(pin.name, pin.reference, pin.digest, pin.blobs, missing, pin.created)
 
 
 def findings(
-    generation: Generation, digest: Digest | None = None, *, mend: Callable[[Blob], bool] | None = None
+    view: View, digest: Digest | None = None, *, mend: Callable[[Blob], bool] | None = None
 ) -> Iterator[Finding]:
     """Read one blob, or every one, again and yield what is wrong. A damaged one is moved aside, or mended.
 
     :param mend: given a blob that was moved aside, puts it right and tells whether it did.
     :raises NotFoundError: when the one asked for is not here.
     """
-    for one in generation.digests() if digest is None else (digest,):
-        known = generation.has(one)
+    for one in view.digests() if digest is None else (digest,):
+        known = view.has(one)
         try:
-            with generation.open(one) as blob:
+            with view.open(one) as blob:
                 try:
                     blob.verify()
-                    generation.mark_verified(one)
+                    view.mark_verified(blob)
                 except IntegrityError as error:
                     yield _finding("content", one, error.what, mended=mend is not None and mend(blob))
         except NotFoundError:
@@ -99,28 +101,28 @@ def _finding(kind: str, digest: Digest, what: str, *, mended: bool) -> Finding:
     return Finding(kind, digest, f"{what}; {then}", repaired=mended)
 
 
-def only_needed_by(generation: Generation, ref: Ref) -> tuple[Digest, ...]:
+def only_needed_by(view: View, ref: Ref) -> tuple[Digest, ...]:
     """Return the blobs of an image that no other reference's image has."""
-    others = (image_info(generation, other) for other in generation.refs() if other.reference != ref.reference)
+    others = (image_info(view, other) for other in view.own.refs() if other.reference != ref.reference)
     needed = {digest for other in others for digest in other.blobs}
-    return tuple(digest for digest in image_info(generation, ref).blobs if digest not in needed)
+    return tuple(digest for digest in image_info(view, ref).blobs if digest not in needed)
 
 
-def stored_descriptor(generation: Generation, digest: Digest) -> Descriptor:
+def stored_descriptor(view: View, digest: Digest) -> Descriptor:
     """Return the descriptor under which a blob was stored.
 
     :raises NotFoundError: when it is not here.
     """
-    with generation.open(digest) as blob:
+    with view.open(digest) as blob:
         return Descriptor(blob.meta.media_type, digest, blob.size)
 
 
-def stored_document(generation: Generation, descriptor: Descriptor) -> Manifest | Index:
+def stored_document(view: View, descriptor: Descriptor) -> Manifest | Index:
     """Return a manifest or index that is here.
 
     :raises NotFoundError: when it is not here.
     """
-    with generation.open(descriptor.digest) as blob:
+    with view.open(descriptor.digest) as blob:
         return parse_document(blob.pread(0, blob.size), expected=descriptor.media_type)
 
 

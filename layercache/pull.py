@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from layercache import stream
@@ -15,6 +17,7 @@ from layercache.errors import (
     InvalidDescriptorError,
     InvalidManifestError,
     LayerCacheError,
+    NamespacePurgedError,
     NotFoundError,
     RegistryError,
     StoreError,
@@ -39,7 +42,8 @@ from layercache.oci import (
 from layercache.policy import Source as Cost
 from layercache.registry import Registry
 from layercache.reports import BlobReport, PullReport, Source
-from layercache.store import Blob, Generation, Ref
+from layercache.store import Blob, Generation, Grant, Ref, as_granted, grant
+from layercache.view import View
 
 __all__ = ["Pull"]
 
@@ -51,7 +55,8 @@ class Pull:
 
     :param registry: gives the client, when the network is needed at all.
     :param costs: what a miss has taken so far, by source; kept up to date.
-    :param generation: where blobs are kept; ``None`` where the store cannot be used, for the reason in ``trouble``.
+    :param view: where blobs are kept; ``None`` where the store cannot be used, for the reason in ``trouble``.
+    :param public: the repository is a public one: what its manifests name is kept once for all, and borrowed.
     """
 
     def __init__(
@@ -59,7 +64,8 @@ class Pull:
         reference: Reference,
         *,
         registry: Callable[[], Registry],
-        generation: Generation | None,
+        view: View | None,
+        public: bool,
         trouble: StoreError | None,
         costs: dict[str, Cost],
         control: Control,
@@ -67,7 +73,10 @@ class Pull:
         self._reference = reference
         self._repository = reference.repository
         self._client = registry
-        self._generation = generation
+        self._view = view
+        self._generation = None if view is None else view.own
+        self._borrows = public and view is not None and view.public is not None
+        self._grants: dict[Digest, Grant] = {}  # what the manifest of a public repository lets us read
         self._trouble = trouble
         self._costs = costs
         self._control = control
@@ -75,6 +84,7 @@ class Pull:
         self._held: dict[Digest, Blob] = {}
         self._reports: dict[Digest, BlobReport] = {}
         self._documents: dict[Digest, Manifest | Index] = {}
+        self._fetched: set[Digest] = set()  # those of them that the registry gave us just now
         self._claimed: Digest | None = None  # what a HEAD said a tag means: its size is not proven
 
     def run(self, platform: Platform, *, explicit: bool, jobs: int, fresh: bool) -> Image:
@@ -83,7 +93,9 @@ class Pull:
             root, stale = self._resolve(fresh=fresh)
             descriptor, manifest = descend(root, platform, self._document)
             root = self._described(root.digest)
+            fresh_grants = self._authorise(descriptor, manifest) if self._borrows else []
             config = self._config(manifest)
+            self._keep(fresh_grants, manifest, config)
             if (
                 config is not None
                 and explicit
@@ -96,8 +108,7 @@ class Pull:
             order = unique(
                 (*[self._described(digest) for digest in self._documents], manifest.config, *manifest.layers)
             )
-            if self._generation is not None:
-                self._generation.together(self._reference, [part.digest for part in order])
+            self._note_image([part.digest for part in order])
             report = PullReport(
                 reference=self._reference,
                 digest=root.digest,
@@ -176,6 +187,7 @@ class Pull:
             ledger=self._ledger,
         )
         descriptor = document.descriptor
+        self._fetched.add(descriptor.digest)
         self._documents[descriptor.digest] = parse_document(document.raw, expected=descriptor.media_type)
         self._obtain(descriptor, None, lambda offset: iter((document.raw[offset:],)))
         return descriptor
@@ -196,6 +208,58 @@ class Pull:
     def _described(self, digest: Digest) -> Descriptor:
         report = self._reports[digest]
         return Descriptor(report.media_type, digest, report.size)
+
+    # -- what is public
+
+    def _authorise(self, descriptor: Descriptor, manifest: Manifest) -> list[Digest]:
+        """Find out what this tenant may borrow of what a manifest names; return what it was not granted before.
+
+        A manifest that lies here proves nothing, whoever put it there: for a new grant the registry gives it to us.
+        """
+        assert self._view is not None  # noqa: S101 - who borrows has one
+        view, now, new = self._view, self._view.own.disk.now(), []
+        for part in unique((manifest.config, *manifest.layers)):
+            found = view.granted(part.digest)
+            if found is None:
+                if view.own.has(part.digest):
+                    continue  # its own copy, from elsewhere: it stays where it is
+                new.append(part.digest)
+                found = Grant(part.digest, part.size, part.media_type, None, str(self._repository), now)
+            self._grants[part.digest] = found
+        if new and descriptor.digest not in self._fetched:
+            self._registry.document(
+                self._repository,
+                descriptor.digest,
+                expected=None if descriptor.digest == self._claimed else descriptor,
+                tag=self._reference.tag,
+                control=self._control,
+                ledger=self._ledger,
+            )
+        return new
+
+    def _keep(self, new: list[Digest], manifest: Manifest, config: Config | None) -> None:
+        """Remember what was granted, with what the config says of it. Where that cannot be, it holds for this pull."""
+        if config is not None:
+            diff_ids = dict(zip((layer.digest for layer in manifest.layers), config.diff_ids, strict=True))
+            for digest in new:
+                self._grants[digest] = replace(self._grants[digest], diff_id=diff_ids.get(digest))
+        if new and self._generation is not None:
+            try:
+                grant(self._generation, [self._grants[digest] for digest in new])
+            except StoreError as error:
+                _log.warning("what is borrowed is not remembered: %s", error)
+
+    def _home(self, digest: Digest) -> Generation | None:
+        """Return where a blob that is held lies."""
+        blob = self._held.get(digest)
+        return self._generation if self._view is None or blob is None else self._view.home(blob)
+
+    def _note_image(self, digests: list[Digest]) -> None:
+        """Let eviction know which blobs belong together, in each place by itself."""
+        with suppress(NotFoundError):
+            places = [(self._home(digest), digest) for digest in digests]
+            for home in {id(home): home for home, _ in places if home is not None}.values():
+                home.together(self._reference, [digest for place, digest in places if place is home])
 
     # -- blobs
 
@@ -268,9 +332,10 @@ class Pull:
             self._report(descriptor, "bypass", self._trouble)
             return
         meter = Meter()
+        lent = self._grants.get(descriptor.digest)
         try:
             blob, fetched = fill(
-                self._generation,
+                self._generation if lent is None or self._view is None else self._view.lender(),
                 descriptor,
                 lambda offset: meter.over((fetch or self._fetcher(descriptor))(offset)),
                 diff_id=diff_id,
@@ -278,12 +343,18 @@ class Pull:
                 control=self._control,
                 ledger=self._ledger,
             )
-        except (StoreError, InUseError) as error:
+        except (StoreError, InUseError, NamespacePurgedError) as error:
+            if isinstance(error, NamespacePurgedError):
+                if lent is None or self._generation.fenced:
+                    raise
+                error = InUseError("the public namespace was purged meanwhile")  # its operator did, not our tenant
             _log.warning("%s goes past the cache: %s", descriptor.digest, error)
             self._report(descriptor, "bypass", error)
             return
         self._held[descriptor.digest] = blob
         self._check_size(blob, descriptor)
+        if lent is not None:
+            as_granted(blob, lent, self._generation)
         if fetched:
             self._note_cost(descriptor, meter, remote=fetch is None)
         self._report(descriptor, "miss" if fetched else "hit")
@@ -295,8 +366,10 @@ class Pull:
         if remote and meter.size:
             cost = cost.measured(meter.size, wait=meter.wait, seconds=meter.seconds)
             self._costs[host] = cost
-        if self._generation is not None:
-            self._generation.fetched(descriptor.digest, rtt=cost.rtt, bandwidth=cost.bandwidth)
+        with suppress(NotFoundError):
+            home = self._home(descriptor.digest)
+            if home is not None:
+                home.fetched(descriptor.digest, rtt=cost.rtt, bandwidth=cost.bandwidth)
 
     def _hit(self, descriptor: Descriptor) -> bool:
         """Hold a blob if it is here."""
@@ -317,16 +390,25 @@ class Pull:
     def _open(self, digest: Digest) -> Blob | None:
         if digest in self._held:
             return self._held[digest]
-        if self._generation is None:
+        if self._generation is None or self._view is None:
             return None
         try:
-            self._held[digest] = self._generation.open(digest)
-        except NotFoundError:
-            return None
+            blob = self._own(digest)
+            if blob is None and digest in self._grants:
+                blob = self._view.borrow(self._grants[digest])
+            if blob is None:
+                return None
+            self._held[digest] = blob
         except (StoreError, InUseError) as error:
             _log.warning("%s is read past the cache: %s", digest, error)
             return None
         return self._held[digest]
+
+    def _own(self, digest: Digest) -> Blob | None:
+        try:
+            return None if self._generation is None else self._generation.open(digest)
+        except NotFoundError:
+            return None
 
     def _fetcher(self, descriptor: Descriptor) -> Fetch:
         return lambda offset: self._registry.fetch(
@@ -345,8 +427,9 @@ class Pull:
     def _report(self, descriptor: Descriptor, source: Source, error: LayerCacheError | None = None) -> None:
         if descriptor.digest in self._reports:
             return
-        if source == "hit" and self._generation is not None:
-            self._generation.used(descriptor.digest)
+        blob = self._held.get(descriptor.digest)
+        if source == "hit" and self._view is not None and blob is not None:
+            self._view.used(blob)
         reason = "" if error is None else f"{getattr(error, 'reason', 'in use')}: {error.what}"
         self._reports[descriptor.digest] = BlobReport(
             digest=descriptor.digest,
@@ -355,6 +438,7 @@ class Pull:
             source=source,
             origin="" if source == "hit" else self._registry.host,
             reason=reason,
+            public=blob is not None and blob.lent,
         )
         self._control.report(Progress(descriptor.digest, descriptor.size, descriptor.size, source))
 

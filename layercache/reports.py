@@ -33,7 +33,8 @@ class BlobReport:
     """How a pull came by one blob.
 
     ``hit``: it was here. ``miss``: it was fetched and is here now. ``bypass``: the store could not take it for
-    ``reason``; it is read from ``origin`` when it is asked for. ``origin`` is empty for a hit.
+    ``reason``; it is read from ``origin`` when it is asked for. ``origin`` is empty for a hit. ``public`` is true where
+    it lies in the public namespace.
     """
 
     digest: Digest
@@ -42,6 +43,7 @@ class BlobReport:
     source: Source
     origin: str = ""
     reason: str = ""
+    public: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -52,6 +54,7 @@ class BlobReport:
             "source": self.source,
             "origin": self.origin,
             "reason": self.reason,
+            "public": self.public,
         }
 
 
@@ -94,7 +97,11 @@ class PullReport:
 
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
-    """One blob of a namespace. ``created`` and ``verified`` are seconds since the epoch."""
+    """One blob of a namespace. ``created`` and ``verified`` are seconds since the epoch.
+
+    ``public`` is true for one that lies in the public namespace: ``created`` is when it was granted, ``verified`` no
+    earlier time than that.
+    """
 
     digest: Digest
     size: int
@@ -103,6 +110,7 @@ class BlobInfo:
     origin: str
     created: float
     verified: float
+    public: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the blob as JSON values."""
@@ -114,6 +122,7 @@ class BlobInfo:
             "origin": self.origin,
             "created": self.created,
             "verified": self.verified,
+            "public": self.public,
         }
 
 
@@ -158,7 +167,8 @@ class ImageInfo:
 class NamespaceInfo:
     """One namespace of a root. ``name`` is ``None`` where it cannot be told; ``slot`` stands for it on disk.
 
-    ``seal`` is how it is sealed, ``ephemeral`` or ``kms``; ``None`` where it is in clear.
+    ``seal`` is how it is sealed, ``ephemeral`` or ``kms``; ``None`` where it is in clear. ``public`` is true for the
+    public namespace, which has no name. What a tenant borrows from that is not counted as the tenant's.
     """
 
     name: str | None
@@ -168,6 +178,7 @@ class NamespaceInfo:
     blobs: int
     bytes: int
     seal: str | None = None
+    public: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the namespace as JSON values."""
@@ -179,6 +190,7 @@ class NamespaceInfo:
             "blobs": self.blobs,
             "bytes": self.bytes,
             "seal": self.seal,
+            "public": self.public,
         }
 
 
@@ -240,7 +252,7 @@ class NamespaceUsage:
     """What a namespace takes, in bytes on disk; ``reserved`` beyond those for what is being written.
 
     Of its blobs' bytes ``leased`` are open somewhere, ``pinned`` are pinned, and ``evictable`` are neither. ``name`` is
-    ``None`` where it cannot be told.
+    ``None`` where it cannot be told, and for the public namespace (``public``).
     """
 
     name: str | None
@@ -251,6 +263,7 @@ class NamespaceUsage:
     evictable: int
     pinned: int
     leased: int
+    public: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -263,6 +276,7 @@ class NamespaceUsage:
             "evictable": self.evictable,
             "pinned": self.pinned,
             "leased": self.leased,
+            "public": self.public,
         }
 
 
@@ -297,7 +311,8 @@ class Pruned:
     """A blob that was evicted, or would be: ``why`` is ``quota``, ``image`` or ``value``, as the policy has it.
 
     ``blob`` is its name on disk: the encoded part of its digest, but for a sealed namespace. ``used`` is when it was
-    of use last, in seconds since the epoch.
+    of use last, in seconds since the epoch. ``name`` is ``None`` where it cannot be told, and for the public namespace
+    (``public``).
     """
 
     name: str | None
@@ -306,6 +321,7 @@ class Pruned:
     bytes: int
     why: str
     used: float
+    public: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -316,6 +332,7 @@ class Pruned:
             "bytes": self.bytes,
             "why": self.why,
             "used": self.used,
+            "public": self.public,
         }
 
 

@@ -123,7 +123,7 @@ def test_no_name_digest_or_content_is_on_disk_and_it_reads_back(tmp_path):
     root = tmp_path / "root"
     with LayerCache(root, janitor=False) as cache:
         digest = cache.namespace(NAME, seal="ephemeral").put(tmp_path / "file").digest
-        ingest = cache.namespace(NAME)._made().begin(Descriptor(OCTET_STREAM, Digest.of(b"other"), 5 * CHUNK))
+        ingest = cache.namespace(NAME).binding.made().begin(Descriptor(OCTET_STREAM, Digest.of(b"other"), 5 * CHUNK))
         assert ingest is not None
         ingest.feed(content[: 3 * CHUNK])
         ingest.suspend()
@@ -136,7 +136,7 @@ def test_no_name_digest_or_content_is_on_disk_and_it_reads_back(tmp_path):
     with LayerCache(root, janitor=False) as cache:  # another handle follows what is on disk
         with cache.namespace(NAME).open(digest) as layer, layer.compressed() as file:
             assert file.read() == content
-        again = cache.namespace(NAME)._made().begin(Descriptor(OCTET_STREAM, Digest.of(b"other"), 5 * CHUNK))
+        again = cache.namespace(NAME).binding.made().begin(Descriptor(OCTET_STREAM, Digest.of(b"other"), 5 * CHUNK))
         assert again is not None
         assert again.offset == 3 * CHUNK
         again.abort()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from layercache.cli._commands import COMMANDS as OTHERS
-from layercache.cli._commands import DONE, MISSING, open_cache, open_namespace
+from layercache.cli._commands import DONE, MISSING, named, open_cache, open_namespace
 from layercache.cli._output import Output, age, binary, note, printable, table
 from layercache.cli._parser import UsageError
 from layercache.errors import NotFoundError
@@ -40,7 +40,7 @@ def _df(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
     )
     rows = [
         [
-            one.name if one.name is not None else f"(slot {one.slot})",
+            named(one.name, one.slot, public=one.public),
             one.blobs,
             *map(binary, (one.bytes, one.reserved, one.evictable, one.pinned, one.leased)),
         ]
@@ -54,7 +54,7 @@ def _df(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
 
 def _prune(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     with open_cache(args) as cache:
-        options = {"to": args.to, "older_than": args.older_than}
+        options = {"to": args.to, "older_than": args.older_than, "public": args.of_public}
         if not (args.dry_run or args.yes):
             planned = cache.prune(args.namespace, **options, dry_run=True)
             if planned and not _agreed(len(planned), sum(one.bytes for one in planned)):
@@ -67,7 +67,7 @@ def _prune(args: argparse.Namespace, out: Output, cancel: threading.Event) -> in
     if not args.quiet:
         rows = [
             (
-                one.name if one.name is not None else f"(slot {one.slot})",
+                named(one.name, one.slot, public=one.public),
                 out.digest(f"sha256:{one.blob}") if len(one.blob) == 64 else one.blob,
                 binary(one.bytes),
                 age(now - one.used),

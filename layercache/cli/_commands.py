@@ -15,6 +15,7 @@ from layercache.cache import LayerCache, default_root
 from layercache.cli._output import Output, age, binary, note, pairs, printable, table
 from layercache.cli._parser import UsageError
 from layercache.cli._progress import progress
+from layercache.contents import Contents
 from layercache.doctor import diagnose
 from layercache.errors import InUseError, InvalidError, NotFoundError, UnsupportedError
 from layercache.namespace import Namespace
@@ -23,7 +24,18 @@ from layercache.registry import DockerConfig, Tls
 from layercache.reports import BlobInfo, Check, ImageInfo, NamespaceInfo, PullReport
 from layercache.store import Receipt
 
-__all__ = ["COMMANDS", "DONE", "FAILED", "INTEGRITY", "MISSING", "PARTLY", "USAGE", "open_cache", "open_namespace"]
+__all__ = [
+    "COMMANDS",
+    "DONE",
+    "FAILED",
+    "INTEGRITY",
+    "MISSING",
+    "PARTLY",
+    "USAGE",
+    "named",
+    "open_cache",
+    "open_namespace",
+]
 
 DONE, FAILED, USAGE, MISSING, INTEGRITY, PARTLY = range(6)
 
@@ -34,7 +46,7 @@ _BASE64_STEP = 3 << 18
 def _pull(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
     reference = Reference.parse(args.reference)
     platform = Platform.parse(args.platform) if args.platform is not None else None
-    with open_namespace(args, create=True, **_access(args, reference)) as namespace:
+    with open_namespace(args, create=True, public=args.patterns, **_access(args, reference)) as namespace:
         with (
             progress(quiet=args.quiet, verbose=args.verbose, no_progress=args.no_progress) as show,
             namespace.pull(
@@ -52,7 +64,10 @@ def _pull(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int
         out.document(report.to_json())
         out.lines([str(report.digest)])
         if not args.quiet:
-            rows = [(blob.digest, binary(blob.size), blob.source, blob.reason) for blob in report.blobs]
+            rows = [
+                (blob.digest, binary(blob.size), blob.source, "public" if blob.public else blob.reason)
+                for blob in report.blobs
+            ]
             out.lines(table(rows, right=[1]))
         return _judge(report, args)
 
@@ -76,14 +91,14 @@ def _is_document(media_type: MediaType) -> bool:
 
 
 def _ls(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001 - one shape
-    if args.namespace is not None:
+    if args.namespace is not None or args.of_public:
         return _ls_namespace(args, out)
     found: list[NamespaceInfo] = []
     if _root(args).is_dir():
         with LayerCache(_root(args), janitor=False) as cache:
             found = sorted(cache.namespaces(), key=lambda one: one.name or one.slot)
     out.document({"namespaces": [one.to_json() for one in found]})
-    names = [one.name if one.name is not None else f"(slot {one.slot})" for one in found]
+    names = [named(one.name, one.slot, public=one.public) for one in found]
     if args.quiet:
         out.lines(printable(name) for name in names)
     elif found:
@@ -97,9 +112,10 @@ def _ls(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
 
 
 def _ls_namespace(args: argparse.Namespace, out: Output) -> int:
-    with open_namespace(args) as namespace:
-        images = sorted(namespace.images(), key=lambda image: str(image.reference))
-        blobs = sorted(namespace.blobs(), key=lambda blob: str(blob.digest))
+    with _open_contents(args) as contents:
+        found = contents.images() if isinstance(contents, Namespace) else ()
+        images = sorted(found, key=lambda image: str(image.reference))
+        blobs = sorted(contents.blobs(), key=lambda blob: str(blob.digest))
     out.document({"images": [one.to_json() for one in images], "blobs": [one.to_json() for one in blobs]})
     if args.quiet:
         out.lines(str(blob.digest) for blob in blobs)
@@ -134,8 +150,8 @@ def _blobs(blobs: list[BlobInfo], out: Output, now: float) -> list[str]:
 
 def _inspect(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     digest = _digest(args.digest)
-    with open_namespace(args) as namespace:
-        info = namespace.stat(digest).to_json()
+    with _open_contents(args) as contents:
+        info = contents.stat(digest).to_json()
     out.document(info)
     out.lines(pairs(info))
     return DONE
@@ -144,8 +160,8 @@ def _inspect(args: argparse.Namespace, out: Output, cancel: threading.Event) -> 
 def _cat(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     digest = _digest(args.digest)
     with (
-        open_namespace(args) as namespace,
-        namespace.open(digest) as layer,
+        _open_contents(args) as contents,
+        contents.open(digest) as layer,
         layer.uncompressed() if args.uncompressed else layer.compressed() as stream,
     ):
         if out.as_json:
@@ -180,8 +196,8 @@ def _put(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
 def _verify(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     digest = _digest(args.digest) if args.digest is not None else None
     findings = []
-    with open_namespace(args) as namespace:
-        for finding in namespace.verify(digest, repair=args.repair, plain_http=args.plain_http or None):
+    with _open_contents(args) as contents:
+        for finding in contents.verify(digest, repair=args.repair, plain_http=args.plain_http or None):
             findings.append(finding)
             out.lines(table([(finding.kind, finding.digest, finding.detail)]))
     out.document({"findings": [finding.to_json() for finding in findings]})
@@ -196,13 +212,15 @@ def _verify(args: argparse.Namespace, out: Output, cancel: threading.Event) -> i
 def _rm(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
     targets = list(dict.fromkeys(_target(text) for text in args.targets))
     removed, missing, in_use = [], [], []
-    with open_namespace(args) as namespace:
+    with _open_contents(args) as contents:
+        if not isinstance(contents, Namespace) and any(isinstance(target, Reference) for target in targets):
+            raise UsageError("the public namespace holds blobs, no images; name them by digest")
         for target in targets:
             try:
-                if isinstance(target, Reference):
-                    namespace.remove_image(target)
-                else:
-                    namespace.remove(target)
+                if isinstance(contents, Namespace) and isinstance(target, Reference):
+                    contents.remove_image(target)
+                elif isinstance(target, Digest):
+                    contents.remove(target)
             except NotFoundError:
                 missing.append(str(target))
             except InUseError as error:
@@ -221,9 +239,9 @@ def _rm(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int: 
 
 
 def _purge(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:  # noqa: ARG001
-    if args.namespace is not None:
-        with open_namespace(args) as namespace:
-            receipts = [namespace.purge(wait=args.wait, trim=args.trim)]
+    if args.namespace is not None or args.of_public:
+        with _open_contents(args) as contents:
+            receipts = [contents.purge(wait=args.wait, trim=args.trim)]
         out.document(receipts[0].to_json())
         out.lines(pairs(receipts[0].to_json()))
     else:
@@ -312,6 +330,18 @@ def open_namespace(args: argparse.Namespace, *, create: bool = False, **access: 
     """Yield the namespace that was named, of the root that was named."""
     with open_cache(args, create=create, **access) as cache:
         yield cache.namespace(args.namespace, seal=getattr(args, "seal", None))
+
+
+@contextmanager
+def _open_contents(args: argparse.Namespace) -> Iterator[Contents]:
+    """Yield what is held by the namespace that was named, or by the public one."""
+    with open_cache(args) as cache:
+        yield cache.public_namespace() if args.of_public else cache.namespace(args.namespace)
+
+
+def named(name: str | None, slot: str, *, public: bool) -> str:
+    """What to call a namespace in a table."""
+    return "(public)" if public else f"(slot {slot})" if name is None else name
 
 
 @contextmanager

@@ -45,9 +45,9 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, then look at what argparse cannot say of options and arguments in any order."""
         parsed = super().parse_args(args, namespace)
-        ways = ("namespace", "match", "resume") if getattr(parsed, "command", "") == "purge" else ()
+        ways = ("namespace", "match", "resume", "of_public") if getattr(parsed, "command", "") == "purge" else ()
         if ways and sum(getattr(parsed, way) not in (None, False) for way in ways) != 1:
-            raise UsageError(f"exactly one of NS, --match and --resume; see {self.prog} purge --help")
+            raise UsageError(f"exactly one of NS, --match, --resume and --public; see {self.prog} purge --help")
         if ways and parsed.resume and parsed.trim:
             raise UsageError("--trim goes with NS or --match: what --resume finishes may be gone already")
         return parsed
@@ -117,21 +117,40 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--fresh", action="store_true", help="fail if the tag cannot be resolved now")
     verb.add_argument("--timeout", metavar="S", type=_seconds, help="give up after S seconds")
     _add_access(verb)
+    verb.add_argument(
+        "--public",
+        metavar="PATTERN",
+        dest="patterns",
+        action="append",
+        default=[],
+        help="blobs of such repositories are kept once for all: 'public.ecr.aws/lambda/*'; may be repeated",
+    )
     _add_seal(verb)
 
     verb = _add(
-        commands, "ls", "[-n NS] [options]", "list namespaces, or what one of them holds", _LS, aliases=["list"]
+        commands,
+        "ls",
+        "[-n NS | --public] [options]",
+        "list namespaces, or what one of them holds",
+        _LS,
+        aliases=["list"],
     )
-    _add_namespace(verb, required=False)
+    _add_namespace(verb, required=False, public=True)
     _add_no_trunc(verb)
 
-    verb = _add(commands, "inspect", "DIGEST -n NS [options]", "show what is known of one blob", "")
+    verb = _add(commands, "inspect", "DIGEST (-n NS | --public) [options]", "show what is known of one blob", "")
     _add_digest(verb)
-    _add_namespace(verb)
+    _add_namespace(verb, public=True)
 
-    verb = _add(commands, "cat", "DIGEST -n NS [options]", "write a blob's verified bytes to standard output", _CAT)
+    verb = _add(
+        commands,
+        "cat",
+        "DIGEST (-n NS | --public) [options]",
+        "write a blob's verified bytes to standard output",
+        _CAT,
+    )
     _add_digest(verb)
-    _add_namespace(verb)
+    _add_namespace(verb, public=True)
     verb.add_argument("--uncompressed", action="store_true", help="decompress a layer, checking its DiffID at the end")
 
     verb = _add(
@@ -147,29 +166,36 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--media-type", metavar="T", help="its media type (default: application/octet-stream)")
     _add_seal(verb)
 
-    verb = _add(commands, "verify", "[DIGEST] -n NS [options]", "hash everything again, one line a finding", _VERIFY)
+    verb = _add(
+        commands,
+        "verify",
+        "[DIGEST] (-n NS | --public) [options]",
+        "hash everything again, one line a finding",
+        _VERIFY,
+    )
     verb.add_argument("digest", metavar="DIGEST", nargs="?", help="only this blob")
-    _add_namespace(verb)
+    _add_namespace(verb, public=True)
     verb.add_argument(
         "--repair", action="store_true", help="fetch the damaged chunks again from where the blob came from"
     )
     verb.add_argument("--plain-http", action="store_true", help="with --repair: talk HTTP without TLS")
 
-    verb = _add(commands, "rm", "DIGEST... -n NS [options]", "drop blobs or images", _RM)
+    verb = _add(commands, "rm", "DIGEST... (-n NS | --public) [options]", "drop blobs or images", _RM)
     verb.add_argument("targets", metavar="DIGEST", nargs="+", help="a blob's digest, or an image's reference")
-    _add_namespace(verb)
+    _add_namespace(verb, public=True)
     verb.add_argument("--ignore-missing", action="store_true", help="what is not there is no error")
 
     verb = _add(
         commands,
         "purge",
-        "(NS | --match PATTERN | --resume) [options]",
+        "(NS | --match PATTERN | --resume | --public) [options]",
         "remove namespaces for good, print the receipts",
         _PURGE,
     )
     verb.add_argument("namespace", metavar="NS", nargs="?", help="the namespace")
     verb.add_argument("--match", metavar="PATTERN", help="every namespace of such a name: 'acme/*'")
     verb.add_argument("--resume", action="store_true", help="finish every purge of this root that is not at its end")
+    _add_public(verb)
     verb.add_argument(
         "--wait", metavar="S", type=_seconds, default=5.0, help="seconds to wait for its users (default: 5)"
     )
@@ -177,8 +203,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     verb = _add(commands, "df", "[options]", "show what the root takes, and how much of that could go", _DF)
 
-    verb = _add(commands, "prune", "[-n NS] [options]", "evict what is neither open nor pinned", _PRUNE)
-    _add_namespace(verb, required=False)
+    verb = _add(commands, "prune", "[-n NS | --public] [options]", "evict what is neither open nor pinned", _PRUNE)
+    _add_namespace(verb, required=False, public=True)
     verb.add_argument("--to", metavar="SIZE", type=_amount, help="only until the root uses so much: 50GiB, 40%%")
     verb.add_argument(
         "--older-than", metavar="T", type=_span, default=0.0, help="only what was not used for so long: 90s, 12h, 7d"
@@ -220,11 +246,11 @@ _PULL = """
 Prints the image's digest, then a line a blob: digest, size, hit, miss or bypass (and why). A bypass could not be kept
 here: who opens the image reads that blob from the registry. Exit 5 if that is so of every layer. A tag whose registry
 does not answer gives the digest it last had, and standard error says so; --fresh makes that an error. With -q only the
-image's digest.
+image's digest. Of a repository that --public lists, what all share is marked "public" (docs/public.md).
 """
 _LS = """
-With -n: images first (reference, digest, size, age, whether complete), then blobs that belong to no image. With -q
-one name a line: namespaces, or digests of all blobs.
+"(public)" is the public namespace. With -n: images first (reference, digest, size, age, whether complete), then blobs
+that belong to no image. With -q one name a line: namespaces, or digests of all blobs.
 """
 _CAT = """
 Each chunk is checked before it is written. If a later one is damaged the exit code is 4 and what was written is right
@@ -241,10 +267,12 @@ again.
 """
 _RM = """
 A reference drops the image: its name, and the blobs no other image of the namespace needs. Exit 3 if something was
-not there (the rest is dropped), 5 if something is in use while other things were dropped.
+not there (the rest is dropped), 5 if something is in use while other things were dropped. What a namespace borrows of
+the public one stays there; rm --public drops that, for all.
 """
 _PURGE = """
-From the first moment on nobody can open any of it. Exit 5 where somebody still has files of it open at the end of the
+From the first moment on nobody can open any of it. No namespace's purge touches the public one: --public purges that,
+for everybody. Exit 5 where somebody still has files of it open at the end of the
 wait: the next command on this root removes what they leave. Nothing, or nothing left, to purge is no error.
 """
 _DF = """
@@ -298,8 +326,17 @@ def _add_globals(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_namespace(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
-    verb.add_argument("-n", "--namespace", metavar="NS", required=required, default=None, help="the namespace")
+def _add_namespace(verb: argparse.ArgumentParser, *, required: bool = True, public: bool = False) -> None:
+    if not public:
+        verb.add_argument("-n", "--namespace", metavar="NS", required=required, default=None, help="the namespace")
+        return
+    group = verb.add_mutually_exclusive_group(required=required)
+    group.add_argument("-n", "--namespace", metavar="NS", default=None, help="the namespace")
+    _add_public(group)
+
+
+def _add_public(verb: argparse._ActionsContainer) -> None:
+    verb.add_argument("--public", dest="of_public", action="store_true", help="the public namespace")
 
 
 def _add_platform(verb: argparse.ArgumentParser) -> None:

@@ -4,9 +4,10 @@ Outside code imports from here only. The store never fetches: it is fed. docs/fo
 """
 
 from layercache.store._generation import Generation
+from layercache.store._grants import Grant, as_granted, grant, granted, grants, lend, revoke
 from layercache.store._ingest import Ingest
 from layercache.store._kms import KmsKey
-from layercache.store._layout import Meta, NamespaceName, Ref
+from layercache.store._layout import PUBLIC, Meta, NamespaceName, Ref
 from layercache.store._leftovers import Leftover
 from layercache.store._limits import Amount, Budget
 from layercache.store._pins import Pin, check_pin_name, pin, pins, unpin
@@ -17,10 +18,12 @@ from layercache.store._seal import Seal
 from layercache.store._store import Store, Tenancy
 
 __all__ = [
+    "PUBLIC",
     "Amount",
     "Blob",
     "Budget",
     "Generation",
+    "Grant",
     "Ingest",
     "KmsKey",
     "Leftover",
@@ -32,9 +35,15 @@ __all__ = [
     "Seal",
     "Store",
     "Tenancy",
+    "as_granted",
     "check_pin_name",
+    "grant",
+    "granted",
+    "grants",
+    "lend",
     "pin",
     "pins",
+    "revoke",
     "set_quota",
     "unpin",
 ]

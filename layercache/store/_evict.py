@@ -24,9 +24,10 @@ from layercache.store._disk import Dir, Disk
 from layercache.store._faults import guarding
 from layercache.store._files import PATIENCE, lock_within, read_record
 from layercache.store._generation import Generation
+from layercache.store._grants import kept
 from layercache.store._layout import EVICT_LOCK, POLICY, Slot, generation_name, parse_generation_name
 from layercache.store._limits import Limits
-from layercache.store._pins import has_pins, pinned
+from layercache.store._pins import has_pins
 from layercache.store._quota import quota_of
 from layercache.store._slots import Slots
 from layercache.store._space import Space
@@ -52,11 +53,15 @@ class _Scene:
 
 
 class Evictor:
-    """Makes room in one root."""
+    """Makes room in one root.
 
-    def __init__(self, disk: Disk, slots: Slots, space: Space, limits: Limits) -> None:
+    :param public: the slot of the public namespace, whose blobs are kept by the pins of others, too.
+    """
+
+    def __init__(self, disk: Disk, slots: Slots, space: Space, limits: Limits, *, public: Slot) -> None:
         self._disk = disk
         self._slots = slots
+        self._public = public
         self._space = space
         self._limits = limits
         self._name = limits.policy
@@ -133,7 +138,7 @@ class Evictor:
             if generation is None:
                 scene.policy.remove_namespace(folder)
                 return 0
-            freed = _removal.evict(generation, name, may_go=partial(_may_go, generation, name))
+            freed = _removal.evict(generation, name, may_go=partial(self._may_go, generation, name))
         except NotFoundError:
             scene.policy.forget(victim.key)
             return 0
@@ -172,11 +177,11 @@ class Evictor:
         here: dict[str, tuple[float, int]] = {}
         uses: list[tuple[Use, str]] = []
         quotas: dict[str, Quota] = {}
-        kept: set[str] = set()
+        stay: set[str] = set()
         for generation in generations(self._slots):
             folder = generation_name(generation.slot, generation.generation)
             with _by_itself():
-                held = pinned(generation)
+                held = kept(self._slots, generation, self._public)
                 found = {f"{folder}/{name}": (created, size) for name, created, size in stored(generation)}
                 quota = quota_of(generation)
                 part = _load(self._disk, generation.folder)
@@ -188,10 +193,10 @@ class Evictor:
                         _mark(generation, name, time)
                 uses += [(use, folder) for use in fresh]
                 here |= found
-                kept |= {key for key in found if held is None or key.rpartition("/")[2] in held}
+                stay |= {key for key in found if held is None or key.rpartition("/")[2] in held}
                 quotas |= {} if quota is None else {folder: quota}
                 parts |= {} if part is None else {folder: part}
-        scene = _Scene(self._restored(parts), quotas, kept, {key: time for key, (time, _) in here.items()})
+        scene = _Scene(self._restored(parts), quotas, stay, {key: time for key, (time, _) in here.items()})
         _tell(scene.policy, here, uses)
         return scene
 
@@ -216,6 +221,11 @@ class Evictor:
                 with _by_itself():
                     _save(self._disk, self._space, generation.folder, part)
         _save(self._disk, self._space, self._disk.root, state)
+
+    def _may_go(self, generation: Generation, name: str) -> bool:
+        """Look at the pins once more, now that nobody has the blob: whoever pins it holds it meanwhile."""
+        held = kept(self._slots, generation, self._public)
+        return held is not None and name not in held
 
     def _each(self, call: Callable[[Generation], int]) -> Iterator[int]:
         for generation in generations(self._slots):
@@ -275,12 +285,6 @@ def _by_itself() -> Iterator[None]:
         yield
     except (OSError, LayerCacheError) as error:
         _log.warning("a namespace could not be looked at: %s", error)
-
-
-def _may_go(generation: Generation, name: str) -> bool:
-    """Look at the pins once more, now that nobody has the blob: whoever pins it holds it meanwhile."""
-    held = pinned(generation)
-    return held is not None and name not in held
 
 
 def generations(slots: Slots) -> Iterator[Generation]:

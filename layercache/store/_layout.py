@@ -26,6 +26,7 @@ __all__ = [
     "FENCE",
     "FENCE_SIZE",
     "FORMAT",
+    "GRANTS",
     "HINTS",
     "IN",
     "JANITOR_LOCK",
@@ -36,6 +37,7 @@ __all__ = [
     "NAME",
     "PINS",
     "POLICY",
+    "PUBLIC",
     "QUARANTINE",
     "QUOTA",
     "RECEIPTS",
@@ -96,6 +98,9 @@ BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
 HINTS, QUOTA = "hints", "quota"
 """In a generation: the uses since the policy looked last, and what its namespace may take."""
 
+GRANTS = "grants"
+"""In a generation: which blobs of the public namespace its tenant may read."""
+
 KEY = "key"
 """In a generation: what is known of its key; there where it is sealed."""
 
@@ -130,9 +135,24 @@ class NamespaceName:
         if not 0 < size <= 255:
             raise InvalidNamespaceError(f"a namespace name has 1 to 255 bytes, not {size}")
 
+    @property
+    def raw(self) -> bytes:
+        """The name as it is hashed and written down."""
+        return self.text.encode(errors="surrogateescape")
+
     def __repr__(self) -> str:
         return "NamespaceName(...)"  # a tenant's name does not belong in logs
 
+
+def _reserved(raw: bytes) -> NamespaceName:
+    """Return a name that no tenant can have: it is not UTF-8."""
+    name = object.__new__(NamespaceName)
+    object.__setattr__(name, "text", raw.decode(errors="surrogateescape"))
+    return name
+
+
+PUBLIC = _reserved(b"\xffpublic")
+"""The namespace of what all may read that were granted it."""
 
 Slot = str
 """Keyed hash of a namespace name: what stands for it on disk."""
@@ -157,7 +177,7 @@ class SlotState:
 
 def slot_name(key: bytes, name: NamespaceName) -> Slot:
     """Return the slot of a namespace: HMAC-SHA256 under the root's key, cut to 160 bits."""
-    return hmac.new(key, name.text.encode(), hashlib.sha256).hexdigest()[:40]
+    return hmac.new(key, name.raw, hashlib.sha256).hexdigest()[:40]
 
 
 def is_slot(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from layercache.store._space import RECORD
 
 if TYPE_CHECKING:
     from layercache.store._generation import Generation
+    from layercache.store._read import Blob
 
 __all__ = ["Pin", "check_pin_name", "has_pins", "pin", "pinned", "pins", "unpin"]
 
@@ -77,9 +78,10 @@ def check_pin_name(name: str) -> str:
     return name
 
 
-def pin(generation: Generation, new: Pin) -> None:
+def pin(generation: Generation, new: Pin, *, hold: Callable[[Digest], Blob]) -> None:
     """Keep the blobs of an image, durably, in place of what a pin of that name kept before.
 
+    :param hold: opens a blob of it, wherever it is.
     :raises NotFoundError: when a blob is not here; nothing changed.
     """
     disk = generation.disk
@@ -87,7 +89,7 @@ def pin(generation: Generation, new: Pin) -> None:
         generation.check_slot()
         # Leased until the pin is there: who evicts looks at the pins once it has a blob to itself.
         for digest in new.blobs:
-            held.enter_context(generation.open(digest))
+            held.enter_context(hold(digest))
         with generation.space.taking(lambda: RECORD, "record a pin"):
             pass
         if disk.stat(generation.folder, PINS) is None:

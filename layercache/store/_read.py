@@ -68,6 +68,7 @@ class Blob:
         self._check_live = check
         self._report = report
         self.meta = meta
+        self.lent = False
 
     @property
     def digest(self) -> Digest:
@@ -83,6 +84,16 @@ class Blob:
     def file(self) -> File:
         """The open file, for the store's own rooms."""
         return self._file
+
+    def lend(self, meta: Meta, *, check: Callable[[], None]) -> None:
+        """Let this handle say ``meta``, and give nothing out either once ``check`` raises: a namespace borrows it."""
+        live = self._check_live
+
+        def both() -> None:
+            check()
+            live()
+
+        self.meta, self._check_live, self.lent = meta, both, True
 
     def chunks(self) -> Iterator[memoryview]:
         """Yield the content in order, verified. A piece is valid until the next one is asked for.

@@ -162,7 +162,7 @@ class Slots:
             finally:
                 disk.close(locks)
             write_small(disk, at, FENCE, bytes(8))
-            write_small(disk, at, NAME, form.pack(NAME, NAME, name.text.encode()))
+            write_small(disk, at, NAME, form.pack(NAME, NAME, name.raw))
             if record is not None:
                 write_small(disk, at, KEY, record.pack())
             disk.sync(at)

@@ -52,6 +52,7 @@ from layercache.store._layout import (
     JANITOR_LOCK,
     NAME,
     POLICY,
+    PUBLIC,
     RECEIPTS,
     ROOT_KEY,
     ROOT_LOCK,
@@ -93,13 +94,14 @@ _OURS = frozenset((FORMAT, ROOT_LOCK, ROOT_KEY, ASIDE, BALLAST, BUDGET, POLICY, 
 
 @dataclass(frozen=True, slots=True)
 class Tenancy:
-    """One namespace as the root knows it: its name, where it can be told, and its state."""
+    """One namespace as the root knows it: its name, where it can be told and is a tenant's, and its state."""
 
     slot: Slot
     name: NamespaceName | None
     state: str
     generation: int
     seal: Seal | None
+    public: bool = False
 
 
 class Store:
@@ -136,6 +138,7 @@ class Store:
                 life, self.writable = self._enter()
                 self._opened.append(life)  # the root's lock, for life
                 self._key = parse_key(read_small(self._disk, self._disk.root, ROOT_KEY))
+                self.public = slot_name(self._key, PUBLIC)
                 self._folders = [self._open_folder(name) for name in _FOLDERS]
                 self._slots_dir, self._data, self._trash, receipts = self._folders
                 ballast = Ballast(self._disk)
@@ -147,7 +150,7 @@ class Store:
                     place, health=self._health, keys=self._keys, space=self.space, writable=self.writable
                 )
                 if self.space.limits is not None:
-                    self.evictor = Evictor(self._disk, self._slots, self.space, self.space.limits)
+                    self.evictor = Evictor(self._disk, self._slots, self.space, self.space.limits, public=self.public)
                     self.space.evict = self.evictor.evict
                 if self.writable:
                     ballast.prepare()
@@ -216,7 +219,8 @@ class Store:
                 if state is not None and state.state != "dead":
                     record = self._slots.key_record(generation_name(slot, state.generation))
                     seal = None if record is None else record.seal
-                    found.append(Tenancy(slot, self._name_of(slot, state), state.state, state.generation, seal))
+                    name = None if slot == self.public else self._name_of(slot, state)
+                    found.append(Tenancy(slot, name, state.state, state.generation, seal, slot == self.public))
         return found
 
     # -- purge
@@ -273,7 +277,7 @@ class Store:
         """Return what each living generation takes, and how much of that could go. Looks at every blob."""
         self._check_open()
         with guarding("look at namespaces"):
-            return list(holdings(self._slots, self.space))
+            return list(holdings(self._slots, self.space, public=self.public))
 
     def scrub(self, *, older_than: float, rate: float, control: Control) -> Iterator[Finding]:
         """Compare every blob not compared with its digest for ``older_than`` seconds, at ``rate`` bytes a second.

@@ -11,6 +11,7 @@ from layercache.store._ingest import worth_keeping
 from layercache.store._layout import (
     BLOBS,
     FENCE,
+    GRANTS,
     HINTS,
     IN,
     KEY,
@@ -34,7 +35,7 @@ __all__ = ["PARTS", "Sweep"]
 PARTS = (IN, BLOBS, META, REFS, LOCKS, QUARANTINE)
 """The directories of a generation."""
 
-_OTHERS = (FENCE, HINTS, KEY, NAME, PINS, POLICY, QUOTA)
+_OTHERS = (FENCE, GRANTS, HINTS, KEY, NAME, PINS, POLICY, QUOTA)
 
 _STALE = 7 * 86400.0
 """Seconds after which a partial of this boot that nobody goes on with is given up."""

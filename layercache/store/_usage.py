@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from layercache.errors import LayerCacheError
 from layercache.store._evict import generations, stored
 from layercache.store._generation import Generation
+from layercache.store._grants import kept
 from layercache.store._layout import Slot
-from layercache.store._pins import pinned
 from layercache.store._slots import Slots
 from layercache.store._space import Space
 
@@ -35,18 +35,20 @@ class Holding:
     leased: int
 
 
-def holdings(slots: Slots, space: Space) -> Iterator[Holding]:
-    """Yield what each living generation holds. Looks at every blob; one that fails is passed over."""
+def holdings(slots: Slots, space: Space, *, public: Slot) -> Iterator[Holding]:
+    """Yield what each living generation holds. Looks at every blob; one that fails is passed over.
+
+    :param public: the slot of the public namespace.
+    """
     for generation in generations(slots):
         try:
-            yield _holding(generation, space)
+            yield _holding(generation, space, kept(slots, generation, public))
         except LayerCacheError as error:
             _log.warning("a namespace could not be looked at: %s", error)
 
 
-def _holding(generation: Generation, space: Space) -> Holding:
+def _holding(generation: Generation, space: Space, held: frozenset[str] | None) -> Holding:
     taken, reserved = space.below(generation.folder)
-    held = pinned(generation)
     blobs = evictable = pin = leased = 0
     for name, _, size in stored(generation):
         blobs += 1

@@ -308,8 +308,8 @@ MUTANTS = (
     Mutant(
         "hold not taken while pinning",
         "_pins",
-        "            held.enter_context(generation.open(digest))\n",
-        "            generation.open(digest).close()\n",
+        "            held.enter_context(hold(digest))\n",
+        "            hold(digest).close()\n",
         test="tests/test_pins.py::test_nothing_goes_while_it_is_being_pinned",
     ),
     # -- purge
