@@ -26,7 +26,7 @@ _ROOT = _LOCKS | {"FORMAT", "root.key", "slots", "data", "trash", "receipts"}
 _ROOT_MAY = {"aside", "ballast", "space", "stats", "foreground", "lost+found"}
 _SLOT = re.compile(r"[0-9a-f]{40}")
 _GENERATION = {"blobs", "meta", "in", "refs", "locks", "bad", "fence", "name"}
-_GENERATION_MAY = {"lock", "pins", "hints", "key"}
+_GENERATION_MAY = {"lock", "pins", "grants", "hints", "key"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(r"[0-9a-f]{64}\.(\d+)\.([0-9a-f]+)\.(part|sums)")
 

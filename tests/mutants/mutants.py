@@ -312,6 +312,27 @@ MUTANTS = (
         "            hold(digest).close()\n",
         test="tests/test_pins.py::test_nothing_goes_while_it_is_being_pinned",
     ),
+    Mutant(
+        "pins of tenants do not keep what is public",
+        "_grants",
+        "    if held is None or generation.slot != public:\n",
+        "    if True:\n",
+        test="tests/test_public_namespace.py::test_a_pin_of_a_tenant_that_comes_after_the_choice_holds",
+    ),
+    Mutant(
+        "a blob is lent beyond the purge of its borrower",
+        "_grants",
+        "    blob.lend(meta, check=own.check)\n",
+        "    blob.lend(meta, check=lambda: None)\n",
+        test="tests/test_public_namespace.py::test_a_tenant_that_is_purged_between_open_and_read_gets_no_byte",
+    ),
+    Mutant(
+        "another's word for a blob believed",
+        "_grants",
+        "        blob.meta, media_type=found.media_type, diff_id=found.diff_id,",
+        "        blob.meta,",
+        test="tests/test_public_namespace.py::test_what_another_tenants_manifest_says_is_not_believed",
+    ),
     # -- purge
     Mutant(
         "word not set",

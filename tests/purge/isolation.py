@@ -21,6 +21,7 @@ from statistics import median
 from layercache import LayerCache, Namespace
 from layercache.errors import LayerCacheError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest
+from layercache.store import PUBLIC, Grant, grant
 
 __all__ = ["ALPHA", "QUESTIONS", "Shift", "contents", "furnish", "main", "measure"]
 
@@ -77,11 +78,26 @@ QUESTIONS: dict[str, Callable[[Namespace, Digest], None]] = {
 
 
 def furnish(root: Path, seeds: Sequence[str]) -> None:
-    """Make two namespaces: one holds a few blobs, the other those of ``seeds``."""
+    """Make two namespaces and the public one: one holds a few blobs, the others those of ``seeds``.
+
+    The first one borrows a blob of the public one, and was granted no other.
+    """
     with LayerCache(root, janitor=False) as cache:
         for name, held in (("asker", [f"own {number}" for number in range(4)]), ("other", seeds)):
             for seed in held:
                 cache.namespace(name).admit(_descriptor(seed), io.BytesIO(contents(seed)))
+        public, asker = cache.store().generation(PUBLIC, create=True), cache.namespace("asker").binding.made()
+        assert public is not None
+        for seed in ("granted", *seeds):
+            ingest = public.begin(_descriptor(seed))
+            if ingest is not None:
+                with ingest:
+                    ingest.feed(contents(seed))
+                    ingest.commit(media_type=OCTET_STREAM, diff_id=None, origin="a test").close()
+        public.close()
+        lent = _descriptor("granted")
+        grant(asker, [Grant(lent.digest, lent.size, OCTET_STREAM, None, "a test", time.time())])
+        assert cache.namespace("asker").stat(lent.digest).public
 
 
 def play(root: Path, digest: Digest) -> None:

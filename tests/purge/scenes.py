@@ -119,6 +119,25 @@ class Scenes:
         ):
             self._command(*line)
 
+    def share_what_is_public(self) -> None:
+        name = f"{self.canary.namespace} borrower"
+        with LayerCache(self.root, public=[self.repository]) as cache:
+            namespace = cache.namespace(name)
+            with namespace.pull(self.reference) as image:
+                assert {blob.public for blob in image.report.blobs} == {False, True}
+            (public,) = [one for one in cache.namespaces() if one.public]
+            assert namespace.purge().level == "unlinked"
+            folder = f"data/{public.slot}.{public.generation}/"
+            shared = {one.where for one in self.canary.in_tree(self.root) if folder in one.where}
+            assert shared, "a tenant's purge leaves what is public"
+            assert not [one for one in self.root.rglob("*") if one.parent.name == "grants"]
+        self._command("pull", self.reference, "-n", name, "--public", self.repository)
+        self._command("purge", "--public")
+        assert not list(self.root.glob(folder))
+        with LayerCache(self.root) as cache:
+            assert {blob.public for blob in cache.namespace(name).blobs()} == {False}, "and theirs is left by its purge"
+            cache.namespace(name).purge()
+
     def purge_under_a_reader(self) -> None:
         with LayerCache(self.root) as cache:
             namespace = cache.namespace(self.canary.namespace)

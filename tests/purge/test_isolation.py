@@ -53,15 +53,16 @@ def _questions(home: Path, root: Path, seed: str) -> dict[str, list[str]]:
 
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 def test_asking_for_what_another_namespace_holds_makes_the_same_calls(root, tmp_path):
-    """Every call, with its arguments and its result, is the one that a digest nobody holds makes."""
+    """Every call, its arguments and result are those of a digest that no tenant has and that is not public either."""
     isolation.furnish(root, ["held"])
     absent, held = _questions(tmp_path, root, "absent"), _questions(tmp_path, root, "held")
     for name in isolation.QUESTIONS:
         assert absent[name] == held[name], name
         assert absent[name], f"{name} asks the disk"
-    here = _questions(tmp_path, root, "own 0")
-    differ = [name for name in isolation.QUESTIONS if here[name] != absent[name]]
-    assert "contains" in differ, "of what is here other calls are seen, so this comparison can fail"
+    for seed in ("own 0", "granted"):
+        here = _questions(tmp_path, root, seed)
+        differ = [name for name in isolation.QUESTIONS if here[name] != absent[name]]
+        assert "contains" in differ, "of what is here other calls are seen, so this comparison can fail"
 
 
 def test_a_pull_of_what_another_namespace_holds_makes_the_same_requests(root, scripted: ScriptedRegistry):

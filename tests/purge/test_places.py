@@ -49,6 +49,7 @@ PLACES = {
     "fence": rf"{_TENANT}/fence(\.new)?",
     "name": rf"{_TENANT}/name(\.new)?",
     "pins/<64 hex>": rf"{_TENANT}/pins(/{_NAME})?",
+    "grants/<name>": rf"{_TENANT}/grants(/{_NAME})?",
     "hints": rf"{_TENANT}/hints",
     "quota": rf"{_TENANT}/quota",
     "key": rf"{_TENANT}/key(\.new)?",
