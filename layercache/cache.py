@@ -15,14 +15,15 @@ from typing import Self
 
 from layercache.binding import Binding
 from layercache.contents import Contents
+from layercache.control import Control
 from layercache.errors import FormatError, NotFoundError, StoreClosedError, StoreError, UnsafeRootError
-from layercache.janitor import Janitor
+from layercache.janitor import Janitor, keep_house
 from layercache.namespace import Namespace, as_platform
 from layercache.oci import Platform, Repository
 from layercache.policy import Quota, Source
 from layercache.public import PublicRepositories
 from layercache.registry import Credentials, EcrCredentials, Mirror, Pace, Registry, Tls
-from layercache.reports import NamespaceInfo, NamespaceUsage, Pruned, ReceiptsReport, Usage
+from layercache.reports import Housekeeping, NamespaceInfo, NamespaceUsage, Pruned, ReceiptsReport, Usage
 from layercache.store import PUBLIC, Amount, Budget, KmsKey, NamespaceName, Receipt, Seal, Store
 
 __all__ = ["LayerCache", "default_root"]
@@ -288,6 +289,18 @@ class LayerCache:
         :raises StoreError: when the root cannot be written.
         """
         return self.store().resume_purges(wait=wait)
+
+    def keep_house(self, *, timeout: float | None = None, cancel: threading.Event | None = None) -> Housekeeping:
+        """Do now what a process that has the root open does every quarter of an hour: for hosts without such a process.
+
+        What crashes left is swept, purges of processes that died are finished, the root is brought below its low
+        watermark where it is above the high one, and every blob not compared with its digest for fifteen days is read,
+        at 16 MiB/s at most. Where another process is at one of these, that is left to it.
+
+        :param timeout: seconds after which the scrub ends; the next call goes on there.
+        :raises StoreError: when the root cannot be written.
+        """
+        return keep_house(self.store(), control=Control(timeout=timeout, cancel=cancel))
 
     def receipts(self) -> Iterator[Receipt]:
         """Yield every purge receipt of this root, oldest first.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from layercache.control import Control
-from layercache.errors import CancelledError, InUseError, LayerCacheError
+from layercache.errors import CancelledError, DeadlineError, InUseError, LayerCacheError
+from layercache.reports import Finding, Housekeeping
 from layercache.store import Store
 
-__all__ = ["SCRUB_PERIOD", "SCRUB_RATE", "Janitor"]
+__all__ = ["SCRUB_PERIOD", "SCRUB_RATE", "Janitor", "keep_house"]
 
 _log = logging.getLogger("layercache")
 
@@ -24,6 +26,38 @@ _FIRST, _INTERVAL, _NOTES = 60.0, 900.0, 20.0
 
 _OFTEN = 5.0
 """Seconds after which an idle process has let go of what another one purged: above all of its key."""
+
+
+def keep_house(store: Store, *, sweep: bool = True, control: Control) -> Housekeeping:
+    """Sweep, finish purges, evict and scrub, as far as that is due and no other process is at it.
+
+    A deadline ends the scrub, which goes on there the next time.
+
+    :raises CancelledError: on a cancel.
+    :raises StoreError: when the root cannot be written.
+    """
+    swept = None
+    if sweep:
+        with suppress(InUseError):
+            leftovers = store.recover()
+            swept = len(leftovers)
+            for leftover in leftovers:
+                _log.info("swept %s: %s", leftover.kind, leftover.place)
+    store.resume_purges(wait=None)  # of processes that died since
+    store.note_uses()
+    freed = 0 if store.evictor is None else store.evictor.tidy()
+    if freed:
+        _log.info("evicted %d bytes", freed)
+    findings: list[Finding] = []
+    complete = True
+    try:
+        # Half of the period is left for a scrub that comes late or takes long.
+        for finding in store.scrub(older_than=SCRUB_PERIOD / 2, rate=SCRUB_RATE, control=control):
+            _log.warning("scrub: %s: %s", finding.digest, finding.detail)
+            findings.append(finding)
+    except DeadlineError:
+        complete = False
+    return Housekeeping(swept, freed, tuple(findings), complete)
 
 
 class Janitor:
@@ -51,22 +85,9 @@ class Janitor:
     def tick(self) -> None:
         """Do what is due now. Blocks until it is done or stopped."""
         store = self._store()
-        if not store.writable or store.failing:
-            return
-        if not self._swept:
-            try:
-                for leftover in store.recover():
-                    _log.info("swept %s: %s", leftover.kind, leftover.place)
-            except InUseError:
-                pass
-            else:
-                self._swept = True
-        if store.evictor is not None and (freed := store.evictor.tidy()):
-            _log.info("evicted %d bytes", freed)
-        # Half of the period is left for a scrub that comes late or takes long.
-        control = Control(cancel=self._stop)
-        for finding in store.scrub(older_than=SCRUB_PERIOD / 2, rate=SCRUB_RATE, control=control):
-            _log.warning("scrub: %s: %s", finding.digest, finding.detail)
+        if store.writable and not store.failing:
+            done = keep_house(store, sweep=not self._swept, control=Control(cancel=self._stop))
+            self._swept = self._swept or done.swept is not None
 
     def _run(self) -> None:
         due, notes = _FIRST, _NOTES

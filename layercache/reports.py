@@ -13,6 +13,7 @@ __all__ = [
     "BlobReport",
     "Check",
     "Finding",
+    "Housekeeping",
     "ImageInfo",
     "NamespaceInfo",
     "NamespaceUsage",
@@ -371,3 +372,26 @@ class ReceiptsReport:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {"count": self.count, "last": self.last, "problems": list(self.problems)}
+
+
+@dataclass(frozen=True, slots=True)
+class Housekeeping:
+    """What one round of housekeeping did: ``swept`` leftovers of crashes, ``evicted`` bytes, ``findings`` of the scrub.
+
+    ``swept`` is ``None`` where it was not this one's to sweep. ``complete`` is false where time ran out before every
+    blob that was due had been compared; the next round goes on there.
+    """
+
+    swept: int | None
+    evicted: int
+    findings: tuple[Finding, ...]
+    complete: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "swept": self.swept,
+            "evicted": self.evicted,
+            "findings": [finding.to_json() for finding in self.findings],
+            "complete": self.complete,
+        }

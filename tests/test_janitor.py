@@ -1,6 +1,7 @@
 """Housekeeping: what is swept, what is scrubbed, and who does it."""
 
 import io
+import json
 import os
 import threading
 import time
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from layercache import Descriptor, Digest, LayerCache
+from layercache.cli import main
 from layercache.control import Control
 from layercache.errors import CancelledError
 from layercache.janitor import SCRUB_PERIOD, Janitor
 from layercache.oci import OCTET_STREAM
+from layercache.reports import Housekeeping
 from layercache.store import Store
 from layercache.store import _scrub as scrub_room
 
@@ -137,6 +140,58 @@ def test_a_tick_sweeps_and_scrubs(root, cache):
 
     assert not litter.exists()
     assert time.time() - cache.namespace("a").stat(digest).verified < 60
+
+
+def test_a_round_can_be_had_without_a_thread(root, cache):
+    """What is damaged is found and said; a second round has nothing left to do."""
+    digest = admit(cache, "a", b"data")
+    age(root, digest, SCRUB_PERIOD)
+    path_of(root, digest).write_bytes(b"DATA")
+    litter = path_of(root, digest).parents[2] / "in" / f"tmp.{'0' * 12}.{'1' * 16}"
+    litter.write_bytes(b"left")
+
+    done = cache.keep_house()
+    assert (done.swept, done.complete) == (1, True)
+    assert [finding.digest for finding in done.findings] == [digest]
+    assert not litter.exists()
+    assert cache.keep_house() == Housekeeping(0, 0, (), complete=True)
+
+
+def test_a_round_whose_time_is_over_goes_on_the_next_time(root, cache):
+    """A deadline ends the reading only."""
+    digest = admit(cache, "a", b"data")
+    age(root, digest, SCRUB_PERIOD)
+    assert not cache.keep_house(timeout=0.0).complete
+    assert time.time() - cache.namespace("a").stat(digest).verified > SCRUB_PERIOD / 2
+    assert cache.keep_house().complete
+    assert time.time() - cache.namespace("a").stat(digest).verified < 60
+
+
+def test_a_round_finishes_the_purge_of_a_process_that_died(root, cache):
+    """Its directory is gone, and there is a receipt that says so, once."""
+    digest = admit(cache, "a", b"data")
+    generation = path_of(root, digest).parents[2]
+    slot, _, number = generation.name.partition(".")
+    (root / "slots" / slot / f"live.{number}").rename(root / "slots" / slot / f"purging.{number}")
+    for _ in range(2):
+        cache.keep_house()
+        end = time.monotonic() + 10
+        while list(root.glob("data/*")) + list(root.glob("trash/*")) and time.monotonic() < end:
+            time.sleep(0.01)
+    assert not list(root.glob("data/*")) + list(root.glob("trash/*"))
+    assert [receipt.level for receipt in cache.receipts()] == ["unlinked"]
+
+
+def test_the_command_does_a_round(root, cache, capsys):
+    """Exit 4 says that something was damaged."""
+    digest = admit(cache, "a", b"data")
+    age(root, digest, SCRUB_PERIOD)
+    path_of(root, digest).write_bytes(b"DATA")
+    assert main(["janitor", "--root", str(root), "--json"]) == 4
+    document = json.loads(capsys.readouterr().out)
+    assert [finding["digest"] for finding in document["findings"]] == [str(digest)]
+    assert main(["janitor", "--root", str(root), "--json", "--timeout", "5"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"swept": 0, "evicted": 0, "findings": [], "complete": True}
 
 
 def test_a_cache_keeps_house_unless_told_not_to(root):

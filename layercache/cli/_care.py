@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from layercache.cli._commands import COMMANDS as OTHERS
-from layercache.cli._commands import DONE, MISSING, named, open_cache, open_namespace
+from layercache.cli._commands import DONE, INTEGRITY, MISSING, named, open_cache, open_namespace
 from layercache.cli._output import Output, age, binary, note, printable, table
 from layercache.cli._parser import UsageError
 from layercache.errors import NotFoundError
@@ -80,6 +80,16 @@ def _prune(args: argparse.Namespace, out: Output, cancel: threading.Event) -> in
     return DONE
 
 
+def _janitor(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int:
+    with open_cache(args) as cache:
+        done = cache.keep_house(timeout=args.timeout, cancel=cancel)
+    out.document(done.to_json())
+    out.lines(f"{finding.digest}  {finding.detail}" for finding in done.findings)
+    swept = "another process sweeps" if done.swept is None else f"swept {done.swept} leftovers"
+    note(f"{swept}, evicted {binary(done.evicted)}{'' if done.complete else '; there is more to read'}")
+    return INTEGRITY if done.findings else DONE
+
+
 def _agreed(count: int, size: int) -> bool:
     """Ask, where there is somebody to answer."""
     if not sys.stdin.isatty():
@@ -141,6 +151,7 @@ def _pins(args: argparse.Namespace, out: Output, cancel: threading.Event) -> int
 COMMANDS: dict[str, Callable[[argparse.Namespace, Output, threading.Event], int]] = {
     **OTHERS,
     "df": _df,
+    "janitor": _janitor,
     "prune": _prune,
     "pin": _pin,
     "unpin": _unpin,

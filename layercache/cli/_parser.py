@@ -213,6 +213,11 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("-y", "--yes", action="store_true", help="do not ask")
     _add_no_trunc(verb)
 
+    verb = _add(commands, "janitor", "[options]", "do one round of housekeeping", _JANITOR)
+    verb.add_argument(
+        "--timeout", metavar="S", type=_seconds, help="end the reading after S seconds; the next round goes on there"
+    )
+
     verb = _add(commands, "pin", "NAME REF -n NS [options]", "keep an image from being evicted", _PIN)
     verb.add_argument("name", metavar="NAME", help="of the pin")
     verb.add_argument("reference", metavar="REF", help="an image of the namespace, with all its blobs here")
@@ -283,6 +288,11 @@ _PRUNE = """
 Worth least first, as in an eviction for room. Asks before it does, unless -y; where nobody can answer that is wrong
 usage. WHY is quota (its namespace is over its quota), image (the rest of an image that lost a blob) or value (it was
 worth least).
+"""
+_JANITOR = """
+For a timer where no process has the root open all the time: sweeps what crashes left, finishes purges, evicts where the
+root is too full, and reads what was not compared with its digest for fifteen days, at 16 MiB/s at most. What another
+process is at is left to it. Exit 4 if a blob was found damaged; it was moved aside.
 """
 _PIN = """
 Prints the image's digest. The pin survives restarts and blocks eviction, not rm and not purge. It keeps the image that

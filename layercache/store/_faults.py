@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from layercache.errors import NoSpaceError, ReadOnlyError, StoreClosedError, StoreError
+from layercache.errors import LayerCacheError, NoSpaceError, ReadOnlyError, StoreClosedError, StoreError
 
 __all__ = ["guarding", "store_error"]
 
@@ -32,5 +32,7 @@ def guarding(what: str) -> Iterator[None]:
     """Turn an ``OSError`` of the block into the typed error, chained."""
     try:
         yield
+    except LayerCacheError:
+        raise  # a deadline is an OSError, too
     except OSError as error:
         raise store_error(error, what) from error

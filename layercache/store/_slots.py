@@ -197,8 +197,14 @@ class Slots:
                 purges[slot] = [other for other in purges[slot] if other.generation != state.generation] + [purge]
         return self._run(purges, wait)
 
-    def end_left(self, *, wait: float) -> list[Receipt]:
-        """Go on with every purge of the root that is not at its end; return what each has reached."""
+    def end_left(self, *, wait: float | None) -> list[Receipt]:
+        """Go on with every purge of the root that is not at its end; return what each has reached.
+
+        Where nobody waits (``None``) there is nothing to return, and nothing is recorded but an end.
+        """
+        if wait is None:
+            self.resume(budget=0.0)
+            return []
         left = self._unfinished(PATIENCE)
         receipts = self._errands.run(Errand(self._disk, left, wait=wait, close=self._let_begin)) if left else []
         self.end_receipts()

@@ -247,8 +247,8 @@ class Store:
         receipts = dict(zip(dict.fromkeys(slots), found, strict=True))
         return [receipts[slot] or _nothing(slot, started) for slot in slots]
 
-    def resume_purges(self, *, wait: float = 5.0) -> list[Receipt]:
-        """Go on with every purge of this root that is not at its end; return what each has reached."""
+    def resume_purges(self, *, wait: float | None = 5.0) -> list[Receipt]:
+        """Go on with every purge of this root that is not at its end; return what each has reached: `None`, no wait."""
         self._check_open()
         with guarding("finish purges"):
             self._check_writable()
