@@ -256,7 +256,7 @@ class Pull:
 
     def _note_image(self, digests: list[Digest]) -> None:
         """Let eviction know which blobs belong together, in each place by itself."""
-        with suppress(NotFoundError):
+        with suppress(NotFoundError, StoreError):
             places = [(self._home(digest), digest) for digest in digests]
             for home in {id(home): home for home, _ in places if home is not None}.values():
                 home.together(self._reference, [digest for place, digest in places if place is home])
@@ -366,7 +366,7 @@ class Pull:
         if remote and meter.size:
             cost = cost.measured(meter.size, wait=meter.wait, seconds=meter.seconds)
             self._costs[host] = cost
-        with suppress(NotFoundError):
+        with suppress(NotFoundError, StoreError):
             home = self._home(descriptor.digest)
             if home is not None:
                 home.fetched(descriptor.digest, rtt=cost.rtt, bandwidth=cost.bandwidth)

@@ -75,8 +75,8 @@ class View:
         return public
 
     def used(self, blob: Blob) -> None:
-        """Note that an open blob was of use, so that it stays longer."""
-        with suppress(NotFoundError):
+        """Note that an open blob was of use, so that it stays longer; where that cannot be, it is read all the same."""
+        with suppress(NotFoundError, StoreError):
             self.home(blob).used(blob.digest)
 
     def has(self, digest: Digest) -> bool:

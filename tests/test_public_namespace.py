@@ -23,11 +23,12 @@ from layercache.errors import (
     NoSpaceError,
     NotFoundError,
     ReadOnlyError,
+    StoreError,
     UnauthorizedError,
 )
 from layercache.oci import OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST
 from layercache.registry import Anonymous, Password
-from layercache.store import PUBLIC, _removal, granted
+from layercache.store import PUBLIC, _grants, _removal, granted
 from layercache.testing.images import BuiltImage, build_image, layer_tar
 from layercache.testing.registry import BasicAuth, ScriptedRegistry, Status
 from layercache.view import View
@@ -670,6 +671,21 @@ def test_a_damaged_pin_keeps_all_that_its_tenant_borrows(root, registry, image):
         (path,) = root.glob("data/*/pins/*")
         path.write_bytes(b"?")
         assert cache.prune(public=True) == []
+
+
+def test_pins_that_cannot_be_read_keep_all_and_those_of_a_purged_tenant_nothing(root, registry, image, monkeypatch):
+    """A tenant that fails costs room, not what it pinned; one that is purged meanwhile costs neither."""
+    with opened(root, registry.host, budget=24 * MIB) as cache:
+        cache.namespace("a").pull(base(registry)).close()
+        cache.namespace("a").pin("release", base(registry))
+        for error, left in ((StoreError("the disk"), True), (NamespacePurgedError("gone"), False)):
+
+            def fail(_: object, error: LayerCacheError = error) -> frozenset[str]:
+                raise error
+
+            monkeypatch.setattr(_grants, "_pinned", fail)
+            assert (cache.prune(public=True) == []) == left
+            assert all(map(cache.namespace("a").contains, parts(image))) == left
 
 
 def test_a_private_copy_that_is_pinned_keeps_nothing_public(root, registry, image):

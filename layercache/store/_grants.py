@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from layercache.errors import FormatError, LayerCacheError, NamespacePurgedError, NotFoundError
 from layercache.oci import DiffID, Digest, MediaType
 from layercache.store._files import read_record, temporary
-from layercache.store._layout import GRANTS, Slot, pack_record, unpack_record
-from layercache.store._pins import has_pins, pinned
+from layercache.store._layout import GRANTS, PINS, Slot, pack_record, unpack_record
+from layercache.store._pins import pinned
 from layercache.store._space import RECORD
 
 if TYPE_CHECKING:
@@ -184,25 +184,30 @@ def as_granted(blob: Blob, found: Grant, own: Generation) -> None:
 def kept(slots: Slots, generation: Generation, public: Slot) -> frozenset[str] | None:
     """Return the file names of the blobs of a generation that must stay; ``None`` where that cannot be told.
 
-    Those of the public one are pinned by tenants, too. A damaged pin keeps all that its tenant was granted.
+    Those of the public one are pinned by tenants, too. A damaged pin keeps all that its tenant was granted, a tenant
+    whose pins cannot be read all there is.
     """
     held = pinned(generation)
     if held is None or generation.slot != public:
         return held
     names = set(held)
     for slot in slots.names():
-        tenant = slots.live(slot, keyless=True) if slot != public else None
-        if tenant is not None:
-            try:
-                names |= _pinned(tenant)
-            finally:
-                tenant.close()
+        try:
+            # Most tenants have not both, and this look costs less than opening one.
+            tenant = slots.live(slot, keyless=True) if slot != public and slots.has(slot, GRANTS, PINS) else None
+            if tenant is not None:
+                try:
+                    names |= _pinned(tenant)
+                finally:
+                    tenant.close()
+        except NamespacePurgedError:
+            continue  # its pins went with it
+        except (OSError, LayerCacheError):
+            return None
     return frozenset(names)
 
 
 def _pinned(tenant: Generation) -> frozenset[str]:
-    if not has_pins(tenant):
-        return frozenset()
     with tenant.guarding("list grants"):
         at = _folder(tenant)
         if at is None:

@@ -133,6 +133,20 @@ class Slots:
         generation.close()
         return None
 
+    def has(self, slot: Slot, *names: str) -> bool:
+        """Tell whether the generation that lives in a slot has all these entries. It is not opened for that."""
+        state = self.state_of(slot)
+        if state is None or state.state != "live":
+            return False
+        try:
+            folder = self._disk.dir(self._data, generation_name(slot, state.generation))
+        except FileNotFoundError:
+            return False  # purged just now
+        try:
+            return all(self._disk.stat(folder, name) is not None for name in names)
+        finally:
+            self._disk.close(folder)
+
     def begin(self, slot: Slot, slot_dir: Dir, name: NamespaceName, *, seal: Seal | None) -> None:
         """Make the next generation of a slot whose lock is held, unless one lives."""
         disk = self._disk
