@@ -229,6 +229,15 @@ def _base64url(data: bytes) -> bytes:
     return base64.urlsafe_b64encode(data).rstrip(b"=")
 
 
+def test_a_real_registry_without_referrers_has_none(docker_registry: peers.PeerRegistry) -> None:
+    """Debian's docker-registry does not know the API: it says 404, as it does to the tag."""
+    client = Registry(docker_registry.host, credentials=Anonymous())
+    where = Reference.parse(f"{docker_registry.host}/{peers.REPOSITORY}:1").repository
+    subject = Digest.of(docker_registry.pushed["oci-gzip"].manifest)
+    assert client.referrers(where, subject, control=Control(timeout=30), ledger=Ledger()) == ()
+    client.close()
+
+
 # --- nginx ---
 
 

@@ -46,9 +46,10 @@ from layercache.registry._effects import (
 )
 from layercache.registry._follow import PIECE, Hop, coding, delay_of, follow, problem_of, refusal, small_body
 from layercache.registry._token import RETRYABLE
+from layercache.registry._url import Url
 from layercache.registry._wire import Headers, Problem, life_of, parse_challenges, parse_content_range, parse_date
 
-__all__ = ["Document", "document", "fetch", "resolve"]
+__all__ = ["Document", "RangesError", "ask", "document", "fetch", "resolve", "small"]
 
 _ATTEMPTS = 5
 _LONGEST = 60.0  # a registry that asks for a longer wait is told to the caller, who can do something else
@@ -72,7 +73,7 @@ class Document:
 def ask(
     site: Site,
     method: str,
-    path: str,
+    url: Url,
     headers: Mapping[str, str],
     *,
     repository: str,
@@ -90,7 +91,7 @@ def ask(
     while True:
         try:
             hop = yield from follow(
-                method, site.at(path), headers, home=site.base, reach=None, grant=grant, own=dict(site.headers)
+                method, url, headers, home=site.base, reach=None, grant=grant, own=dict(site.headers)
             )
         except LostError as lost:
             attempt += 1
@@ -156,7 +157,7 @@ def resolve(site: Site, reference: Reference) -> Flow[Descriptor]:
         hop, _ = yield from ask(
             site,
             "HEAD",
-            f"{reference.repository.name}/manifests/{target}",
+            site.at(f"{reference.repository.name}/manifests/{target}"),
             _DOCUMENTS,
             repository=reference.repository.name,
             what=what,
@@ -203,8 +204,13 @@ def document(
     """
     what = _what(repository, target)
     try:
-        head, raw = yield from _small(
-            site, repository, f"manifests/{target}", what=what, expected=expected, attempts=attempts
+        head, raw = yield from small(
+            site,
+            repository,
+            site.at(f"{repository.name}/manifests/{target}"),
+            what=what,
+            expected=expected,
+            attempts=attempts,
         )
     except NotFoundError:
         if not isinstance(target, Digest):
@@ -213,8 +219,13 @@ def document(
             return (yield from document(site, repository, target, expected=expected, attempts=attempts))
         # Some registries keep manifests as blobs only. Nothing but a 404 may lead here: after a passing failure the
         # same bytes would be taken for something else.
-        head, raw = yield from _small(
-            site, repository, f"blobs/{target}", what=what, expected=expected, attempts=attempts
+        head, raw = yield from small(
+            site,
+            repository,
+            site.at(f"{repository.name}/blobs/{target}"),
+            what=what,
+            expected=expected,
+            attempts=attempts,
         )
     content_type = head.headers.get("content-type")
     if _is_schema1(content_type):  # its digest is not that of its bytes; without this it would look like damage
@@ -235,20 +246,19 @@ def _touch(site: Site, repository: Repository, parent: Digest | Tag) -> Flow[boo
     return True
 
 
-def _small(
-    site: Site, repository: Repository, path: str, *, what: str, expected: Descriptor | None, attempts: int
+def small(
+    site: Site,
+    repository: Repository,
+    url: Url,
+    *,
+    what: str,
+    expected: Descriptor | None = None,
+    attempts: int = _ATTEMPTS,
 ) -> Flow[tuple[Head, bytes]]:
+    """Head and bytes of a document of the registry, which are not looked into yet."""
     attempt = 0
     while True:
-        hop, _ = yield from ask(
-            site,
-            "GET",
-            f"{repository.name}/{path}",
-            _DOCUMENTS,
-            repository=repository.name,
-            what=what,
-            attempts=attempts,
-        )
+        hop, _ = yield from ask(site, "GET", url, _DOCUMENTS, repository=repository.name, what=what, attempts=attempts)
         yield from _refuse_coding(hop, what)
         try:
             if expected is None or expected.size > MAX_BYTES:
@@ -352,11 +362,9 @@ def fetch(
         accept = (200, 206, 416) if ranged else (200,)
         hop = yield from _straight(site, repository, descriptor.digest, headers, accept)
         if hop is None:
-            path = f"{repository.name}/blobs/{descriptor.digest}"
+            url = site.at(f"{repository.name}/blobs/{descriptor.digest}")
             try:
-                hop, _ = yield from ask(
-                    site, "GET", path, headers, repository=repository.name, what=what, accept=accept
-                )
+                hop, _ = yield from ask(site, "GET", url, headers, repository=repository.name, what=what, accept=accept)
             except NotFoundError:
                 if parent is None or not (yield from _touch(site, repository, parent)):
                     raise

@@ -280,9 +280,11 @@ class _Steps:
             path = f"{self._name}/blobs/{blob.digest}"
             what = f"blob {blob.digest}"
             accept = (200, 206, 416)
-            return (yield from ask(self._site, "GET", path, headers, repository=self._name, what=what, accept=accept))[
-                0
-            ]
+            return (
+                yield from ask(
+                    self._site, "GET", self._site.at(path), headers, repository=self._name, what=what, accept=accept
+                )
+            )[0]
 
         hop = self._run(flow())
         where = f"from {hop.url.authority}" + (", where it was redirected to" if hop.left else "")

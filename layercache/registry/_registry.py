@@ -142,6 +142,20 @@ class Registry:
             self._usable(tag=not isinstance(target, Digest)),
         )
 
+    def referrers(
+        self, repository: Repository, subject: Digest, *, control: Control, ledger: Ledger
+    ) -> tuple[Descriptor, ...]:
+        """Manifests that have ``subject`` as theirs: signatures, bills of materials, attestations. None is no error.
+
+        Their descriptors are what the registry says: fetch each by its digest, which proves it.
+
+        :raises LimitError: over 10,000 of them.
+        :raises RegistryError: if the registry refuses, or gives no usable answer.
+        """
+        return self._try(
+            lambda one: one.referrers(repository, subject, control=control, ledger=ledger), self._usable(tag=False)
+        )
+
     def fetch(
         self,
         repository: Repository,

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from layercache.control import Control
 from layercache.metrics import Ledger
 from layercache.oci import Descriptor, Digest, Reference, Repository, Tag
-from layercache.registry import _flow
+from layercache.registry import _flow, _referrers
 from layercache.registry._authority import Authority
 from layercache.registry._driver import Driver, Session
 from layercache.registry._effects import Site
@@ -70,6 +70,12 @@ class Upstream:
         """Manifest or index; see :meth:`Registry.document`."""
         flow = _flow.document(self.site, repository, target, expected=expected, tag=tag)
         return self._driver(control, ledger, "wire").run(flow)
+
+    def referrers(
+        self, repository: Repository, subject: Digest, *, control: Control, ledger: Ledger
+    ) -> tuple[Descriptor, ...]:
+        """What refers to a manifest; see :meth:`Registry.referrers`."""
+        return self._driver(control, ledger, "wire").run(_referrers.referrers(self.site, repository, subject))
 
     def fetch(
         self,
