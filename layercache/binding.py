@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
+from layercache.control import Control
 from layercache.errors import NamespacePurgedError, NotFoundError, StoreError
 from layercache.policy import Quota
 from layercache.store import Generation, NamespaceName, Seal, Store, set_quota
@@ -42,17 +43,17 @@ class Binding:
         self._bound: Generation | None = None
         _forked.add(self)
 
-    def generation(self, *, create: bool) -> Generation | None:
+    def generation(self, *, create: bool, control: Control | None = None) -> Generation | None:
         """Return the live generation, made where there is none and ``create`` says so.
 
         :raises StoreError: when that cannot be done.
         """
-        with self._lock:
+        with (control or Control()).holding(self._lock):
             if self._bound is not None and self._bound.fenced:
                 self._bound.close()
                 self._bound = None
             if self._bound is None:
-                found = self.store().generation(self.name, create=create, seal=self._seal)
+                found = self.store().generation(self.name, create=create, seal=self._seal, control=control)
                 self._bound = None if found is None else found.close_when_dropped()
                 self._note_quota()
             return self._bound
@@ -67,12 +68,12 @@ class Binding:
             raise NotFoundError("the namespace holds nothing", hint="pull something into it")
         return generation
 
-    def made(self) -> Generation:
+    def made(self, control: Control | None = None) -> Generation:
         """Return the live generation, made where there was none.
 
         :raises StoreError: when it cannot be.
         """
-        generation = self.generation(create=True)
+        generation = self.generation(create=True, control=control)
         if generation is None:
             raise StoreError("the namespace was purged while it was made", hint="try again")
         return generation

@@ -128,8 +128,8 @@ class Contents:
     def _existing(self) -> View:
         return View(self.binding.existing(), self._public)
 
-    def _made(self) -> View:
-        return View(self.binding.made(), self._public)
+    def _made(self, control: Control | None = None) -> View:
+        return View(self.binding.made(control), self._public)
 
     def _mend(self, view: View, plain_http: bool | None, blob: Blob) -> bool:  # noqa: FBT001
         meta = blob.meta

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,6 +73,16 @@ class Control:
         if self._deadline is None:
             return most
         return max(0.0, min(most, self._deadline - time.monotonic()))
+
+    @contextmanager
+    def holding(self, lock: threading.Lock) -> Iterator[None]:
+        """Hold a lock within the block; the wait for it ends with an error on cancel, stop or deadline."""
+        while not lock.acquire(timeout=0.05):
+            self.checkpoint()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def wait(self, seconds: float) -> None:
         """Sleep for ``seconds``, ending early with an error on cancel, stop or deadline."""

@@ -100,9 +100,10 @@ class Namespace(Contents):
         """
         wanted = self._platform if platform is None else as_platform(platform)
         reference = _reference(reference)
+        control = Control(timeout=timeout, cancel=cancel, progress=progress)
         view, trouble = None, None
         try:
-            view = self._made()
+            view = self._made(control)
         except StoreError as error:
             trouble = error  # the caller gets its bytes all the same
         pull = Pull(
@@ -112,7 +113,7 @@ class Namespace(Contents):
             public=reference.repository in self._listed,
             trouble=trouble,
             costs=self._costs,
-            control=Control(timeout=timeout, cancel=cancel, progress=progress),
+            control=control,
         )
         return pull.run(wanted, explicit=platform is not None, jobs=jobs or self._jobs, fresh=fresh)
 
@@ -197,7 +198,7 @@ class Namespace(Contents):
             return registry.fetch(repository, descriptor, control=control, ledger=ledger)
 
         try:
-            blob, home = self._open_or_home(descriptor, repository)
+            blob, home = self._open_or_home(descriptor, repository, control)
             if blob is not None:
                 return stream.ByteStream(blob.chunks(), on_close=blob.close)
             ingest = home.begin(descriptor, resume=False)
@@ -208,9 +209,11 @@ class Namespace(Contents):
             return stream.ByteStream(stream.verified(fetch(), descriptor))
         return stream.ByteStream(tee(fetch(), ingest, descriptor, origin=str(repository)), on_close=ingest.abort)
 
-    def _open_or_home(self, descriptor: Descriptor, repository: Repository) -> tuple[Blob | None, Generation]:
+    def _open_or_home(
+        self, descriptor: Descriptor, repository: Repository, control: Control
+    ) -> tuple[Blob | None, Generation]:
         """Return a blob where it may be read from in the name of a repository, and where it belongs."""
-        view = self._made()
+        view = self._made(control)
         found = view.granted(descriptor.digest) if repository in self._listed else None
         blob: Blob | None
         try:

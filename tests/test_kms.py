@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from layercache import KmsKey, LayerCache, Namespace
-from layercache.errors import KmsError, LayerCacheError, SealMismatchError
+from layercache.errors import DeadlineError, KmsError, LayerCacheError, SealMismatchError
 from layercache.integrity import CHUNK
 from layercache.oci import Digest
+from layercache.store import NamespaceName
 from layercache.testing.images import build_image, layer_tar
 from layercache.testing.registry import ScriptedRegistry
 from tests.moto_process import Moto, point
@@ -65,6 +67,7 @@ def read(namespace: Namespace, digest: Digest) -> bytes:
 def test_it_reads_back_and_nothing_is_in_clear(tmp_path, moto, key):
     """Also in another handle, which asks for the key anew; two of one process ask once."""
     root = tmp_path / "root"
+    before = len(moto.calls(DECRYPT))
     with LayerCache(root, kms=KmsKey(key), janitor=False) as cache:
         namespace = cache.namespace(NAME, seal="kms")
         digest = fill(namespace, tmp_path)
@@ -75,6 +78,7 @@ def test_it_reads_back_and_nothing_is_in_clear(tmp_path, moto, key):
         assert read(namespace, digest) == (tmp_path / "file").read_bytes()
         assert read(other, digest) == (tmp_path / "file").read_bytes()
     assert len(moto.calls(DECRYPT)) == asked + 1
+    assert asked == before  # whoever begins a namespace has its key already
     found = b"".join(str(p).encode() + (p.read_bytes() if p.is_file() else b"") for p in root.rglob("*"))
     for secret in (CANARY, NAME.encode(), digest.encoded.encode(), b"acme"):
         assert secret not in found
@@ -221,6 +225,94 @@ def test_a_service_that_does_not_answer_is_given_up(tmp_path, service, monkeypat
         with LayerCache(tmp_path / "root", kms=key, janitor=False) as cache, pytest.raises(KmsError) as raised:
             fill(cache.namespace(NAME, seal="kms"), tmp_path)
     assert (raised.value.code, raised.value.retryable) == ("timeout", True)
+
+
+@pytest.fixture
+def hanging(service: Any) -> Iterator[tuple[KmsKey, threading.Event]]:
+    """A key whose service takes a question and never answers; the event says that it has one."""
+    asked, over = threading.Event(), threading.Event()
+
+    def take() -> None:
+        held = []
+        while not over.is_set():
+            connection, _ = listener.accept()
+            held.append(connection)
+            asked.set()
+        for connection in held:
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=take)
+        thread.start()
+        yield KmsKey("k", endpoint=f"http://127.0.0.1:{port}"), asked
+        over.set()
+        socket.create_connection(("127.0.0.1", port)).close()
+        thread.join()
+
+
+def in_thread(call: Callable[[], object]) -> threading.Thread:
+    def run() -> None:
+        with suppress(LayerCacheError):
+            call()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_purge_does_not_wait_for_a_service_that_is_asked_for_a_new_key(tmp_path, hanging):
+    """Neither that of the namespace that is to be begun, nor that of others in the same call."""
+    key, asked = hanging
+    with LayerCache(tmp_path / "root", kms=key, janitor=False) as cache:
+        fill(cache.namespace("acme/other"), tmp_path)
+        cancel = threading.Event()
+        asking = in_thread(lambda: cache.namespace(NAME, seal="kms").pull("127.0.0.1:1/a/b:1", cancel=cancel))
+        assert asked.wait(60)
+        receipts = cache.store().purge_all([NamespaceName(NAME), NamespaceName("acme/other")])
+        assert [(one.generation, one.complete) for one in receipts] == [(0, True), (1, True)]
+        assert asking.is_alive()
+        cancel.set()
+        asking.join()
+
+
+def test_a_purge_does_not_wait_for_a_service_that_is_asked_for_its_key(tmp_path, key, hanging):
+    """It ends while somebody else still waits for the key of what it has taken away."""
+    with LayerCache(tmp_path / "root", kms=KmsKey(key), janitor=False) as cache:
+        fill(cache.namespace(NAME, seal="kms"), tmp_path)
+    away, asked = hanging
+    with LayerCache(tmp_path / "root", kms=away, janitor=False) as cache:
+        namespace, cancel = cache.namespace(NAME), threading.Event()
+        asking = in_thread(lambda: namespace.pull("127.0.0.1:1/a/b:1", cancel=cancel))
+        assert asked.wait(60)
+        assert namespace.purge(wait=60.0).level == "unlinked"
+        assert asking.is_alive()
+        cancel.set()
+        asking.join()
+
+
+def test_a_service_that_hangs_takes_no_more_than_half_of_a_callers_time(tmp_path, hanging, scripted: ScriptedRegistry):
+    """So that a pull comes to its end past the cache, and others are not told that the service is away."""
+    image = build_image([layer_tar({"weights": CANARY * 1000})])
+    scripted.add(image, "acme/serving", "1.0")
+    key, _ = hanging
+    with LayerCache(tmp_path / "root", kms=key, janitor=False) as cache:
+        with cache.namespace(NAME, seal="kms").pull(f"{scripted.host}/acme/serving:1.0", timeout=6.0) as pulled:
+            assert {blob.source for blob in pulled.report.blobs} == {"bypass"}
+        assert not key._failed
+
+
+def test_who_waits_behind_a_question_keeps_to_his_own_deadline(tmp_path, hanging):
+    key, asked = hanging
+    with LayerCache(tmp_path / "root", kms=key, janitor=False) as cache:
+        namespace, cancel = cache.namespace(NAME, seal="kms"), threading.Event()
+        asking = in_thread(lambda: namespace.pull("127.0.0.1:1/a/b:1", cancel=cancel))
+        assert asked.wait(60)
+        with pytest.raises(DeadlineError):
+            namespace.pull("127.0.0.1:1/a/b:1", timeout=0.2)
+        assert asking.is_alive()
+        cancel.set()
+        asking.join()
 
 
 def test_without_network_or_credentials_it_is_said(tmp_path, service, monkeypatch):

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,12 +22,14 @@ import jsonschema
 import pytest
 
 from layercache import LayerCache
-from layercache.errors import NamespacePurgedError
+from layercache.errors import NamespacePurgedError, StoreError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest
 from layercache.store import Generation, NamespaceName, Receipt, Store, _errand, _kernel, _purge
 from layercache.store._chain import Chain
 from layercache.store._disk import PosixDisk
 from layercache.store._erase import erase
+from layercache.store._files import lock_within
+from layercache.store._layout import slot_name
 
 NAME = NamespaceName("acme/endpoint-7")
 T = TypeVar("T")
@@ -164,18 +167,40 @@ def test_the_rest_of_a_purge_goes_on_beside_the_caller(store, root, unhurried):
 def test_a_long_system_call_does_not_hold_the_caller(store, root, monkeypatch):
     """An unlink that does not come back: the caller goes, with a receipt that is not in the chain yet."""
     put(store, b"data")
-    remove, come_back = type(store._disk).remove, threading.Event()
+    remove, begun, come_back = type(store._disk).remove, threading.Event(), threading.Event()
 
     def slow(self, at, name):
+        begun.set()
         assert come_back.wait(30)
         remove(self, at, name)
 
+    # The clock of the purge stands until the unlink has begun: who comes to it later, on a busy machine, does not begin
+    # it at all but records what is reached.
+    began, elapsed = time.monotonic(), type(store._disk).elapsed
+    monkeypatch.setattr(type(store._disk), "elapsed", lambda self: elapsed(self) if begun.is_set() else began)
     monkeypatch.setattr(type(store._disk), "remove", slow)
     receipt = store.purge(NAME, wait=0.1)
 
     assert (receipt.level, receipt.number) == ("fenced", 0)
     come_back.set()
     until_gone(root)
+
+
+def _impatient(lock, disk, file, **_):
+    lock(disk, file, patience=0.1)
+
+
+def test_a_slot_that_somebody_keeps_locked_hinders_no_other_purge(store, root, monkeypatch):
+    """That is said when the others are gone; the one it is of lives on."""
+    other = NamespaceName("acme/other")
+    put(store, b"data")
+    put(store, b"data", other)
+    with store._slots.locked(slot_name(store._key, NAME), create=False):
+        monkeypatch.setattr("layercache.store._slots.lock_within", partial(_impatient, lock_within))
+        with pytest.raises(StoreError, match="lock"):
+            store.purge_all([NAME, other], wait=30.0)
+    assert store.generation(other, create=False) is None
+    assert living(store).has(Digest.of(b"data"))
 
 
 HOLDER = """

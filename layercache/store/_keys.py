@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from layercache.control import Control
 from layercache.errors import FormatError, SealError
 from layercache.store import _secret
 from layercache.store._disk import Dir, Disk, File
@@ -107,8 +108,8 @@ class Keys:
         self._memory = memory or (lambda place, create: open_memory(place, create=create))
         self._real = memory is None
 
-    def make(self, generation: str, seal: Seal) -> tuple[KeyRecord, SealedForm]:
-        """Return a new key for a generation.
+    def make(self, generation: str, seal: Seal, control: Control | None = None) -> tuple[KeyRecord, SealedForm]:
+        """Return a new key for a generation. With ``kms`` this asks the service: hold no lock of the store.
 
         :raises SealError: where it cannot be kept safely, or the key service gives none.
         """
@@ -116,7 +117,7 @@ class Keys:
         if self._real:
             refuse_swap()
         if seal == "kms":
-            secret, wrapped = self._kms.generate(self._context(generation))
+            secret, wrapped = self._kms.generate(self._context(generation), control)
             record = KeyRecord("kms", fresh(self._disk).hex(), wrapped=wrapped)
             return record, self._form(record, secret, generation, lambda: None)
         place, swapped = usual_place(), self._swapped()
@@ -136,7 +137,9 @@ class Keys:
         record = KeyRecord("ephemeral", name, self._disk.boot, place, swapped)
         return record, self._form(record, secret, generation, lambda: memory.close(file))
 
-    def load(self, folder: Dir, record: KeyRecord, generation: str) -> SealedForm | None:
+    def load(
+        self, folder: Dir, record: KeyRecord, generation: str, control: Control | None = None
+    ) -> SealedForm | None:
         """Return the form under the key of a generation, whose directory is open; ``None`` where the key is gone.
 
         :raises SealError: where it may be there and cannot be had now.
@@ -146,15 +149,20 @@ class Keys:
             return None
         if self._real:
             refuse_swap()
+        given: bytearray | None = None
+        if record.seal == "kms":
+            # Before its record is held: a purge must not wait for the service. One that overtakes this erases no key.
+            # What this process has already is not asked for again.
+            given = _secret.copy(record.id) or self._kms.unwrap(record.wrapped, self._context(generation), control)
         try:
-            # Before the key itself is looked at: from here on no purge takes it for one that nobody has.
+            # Before a key in memory is looked at: from here on no purge takes it for one that nobody has.
             holding = self._disk.open(folder, KEY)
         except (FileNotFoundError, BlockingIOError):
             return None  # a purge is at it, or was
         secret: bytearray | None = None
         try:
             if self._disk.lock(holding, exclusive=False):
-                secret = self._secret(record, generation)
+                secret = given or self._kept(record, generation)
         finally:
             if secret is None:
                 self._disk.close(holding)
@@ -267,10 +275,7 @@ class Keys:
                 return name, file
             memory.close(file)  # a sweep came between the two calls and took it for a leftover
 
-    def _secret(self, record: KeyRecord, generation: str) -> bytearray | None:
-        if record.seal == "kms":
-            # A key that this process has already is not asked for again.
-            return _secret.copy(record.id) or self._kms.unwrap(record.wrapped, self._context(generation))
+    def _kept(self, record: KeyRecord, generation: str) -> bytearray | None:
         memory = self._memory(record.place, False)
         if memory is None:
             return None

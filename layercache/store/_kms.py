@@ -14,13 +14,15 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from layercache.control import Control
 from layercache.errors import KmsError
 
 __all__ = ["KmsKey"]
 
 _PATIENCE = 4.0
-"""Seconds that a question to KMS takes at most, with the search for credentials and for the address. Less than others
-wait for a slot's lock, under which a new generation asks."""
+"""Seconds that a question to KMS takes at most, with the search for credentials and for the address."""
+
+_LOOK = 0.05
 
 _QUIET = 30.0
 """Seconds in which a question that failed is not asked again: a miss must not wait for a service that is away."""
@@ -70,8 +72,11 @@ class KmsKey:
         _forked.add(self)
         self._failed: dict[bytes | None, tuple[float, KmsError]] = {}
 
-    def generate(self, context: Mapping[str, str]) -> tuple[bytearray, bytes]:
-        """Return a new key of 32 bytes, in clear and wrapped. May block for four seconds.
+    def generate(self, context: Mapping[str, str], control: Control | None = None) -> tuple[bytearray, bytes]:
+        """Return a new key of 32 bytes, in clear and wrapped.
+
+        Blocks for four seconds at most, and for half of what is left of the caller's time: the other half is for a pull
+        that goes past the cache.
 
         :raises KmsError: when KMS does not give one.
         """
@@ -80,24 +85,26 @@ class KmsKey:
             lambda client: client.generate_data_key(
                 KeyId=self._key, KeySpec="AES_256", EncryptionContext=dict(context)
             ),
+            control or Control(),
         )
         return bytearray(answer["Plaintext"]), bytes(answer["CiphertextBlob"])
 
-    def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytearray:
-        """Return a key in clear. May block for four seconds.
+    def unwrap(self, wrapped: bytes, context: Mapping[str, str], control: Control | None = None) -> bytearray:
+        """Return a key in clear. Blocks as :meth:`generate` does.
 
         :raises KmsError: when KMS does not give it.
         """
         answer = self._ask(
             wrapped,
             lambda client: client.decrypt(CiphertextBlob=wrapped, KeyId=self._key, EncryptionContext=dict(context)),
+            control or Control(),
         )
         return bytearray(answer["Plaintext"])
 
     def __repr__(self) -> str:
         return "KmsKey()"
 
-    def _ask(self, about: bytes, question: Callable[[Any], Any]) -> Any:
+    def _ask(self, about: bytes, question: Callable[[Any], Any], control: Control) -> Any:
         if not self._key:
             raise KmsError("no KMS key is named", hint="LayerCache(kms=KmsKey(...)), or LAYERCACHE_KMS_KEY")
         now = time.monotonic()
@@ -107,15 +114,18 @@ class KmsKey:
         if known is not None:
             error = known[1]
             raise KmsError(error.what, code=error.code, retryable=error.retryable, hint=error.hint)
+        patience = min(_PATIENCE, control.remaining(2 * _PATIENCE) / 2)
         try:
-            return self._aside(question)
+            return self._aside(question, patience, control)
         except KmsError as error:
-            with self._lock:
-                # What fails for a while fails for every key.
-                self._failed[None if error.retryable else about] = (time.monotonic() + _QUIET, error)
+            # That it did not answer somebody who is in a hurry says nothing to others.
+            if error.code != "timeout" or patience >= _PATIENCE:
+                with self._lock:
+                    # What fails for a while fails for every key.
+                    self._failed[None if error.retryable else about] = (time.monotonic() + _QUIET, error)
             raise
 
-    def _aside(self, question: Callable[[Any], Any]) -> Any:
+    def _aside(self, question: Callable[[Any], Any], patience: float, control: Control) -> Any:
         """Ask in a thread of its own: boto3's own limits leave out the address and the credentials."""
         done: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
@@ -127,10 +137,15 @@ class KmsKey:
                 done.put((None, error))
 
         threading.Thread(target=run, name="layercache-kms", daemon=True).start()
-        try:
-            answer, error = done.get(timeout=_PATIENCE)
-        except queue.Empty:
-            raise KmsError("KMS does not answer", code="timeout", retryable=True) from None
+        end = time.monotonic() + patience
+        while True:
+            control.checkpoint()
+            try:
+                answer, error = done.get(timeout=max(0.0, min(_LOOK, end - time.monotonic())))
+                break
+            except queue.Empty:
+                if time.monotonic() >= end:
+                    raise KmsError("KMS does not answer", code="timeout", retryable=True) from None
         if error is not None:
             raise _refusal(error) from None
         return answer

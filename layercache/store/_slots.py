@@ -8,26 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from layercache.control import Control
 from layercache.errors import FormatError, KeyGoneError, LayerCacheError, StoreError
 from layercache.store._disk import Dir
 from layercache.store._erase import erase
 from layercache.store._errand import Errand, Errands
-from layercache.store._files import PATIENCE, lock_within, write_small
+from layercache.store._files import PATIENCE, lock_within
 from layercache.store._form import Form, PlainForm
+from layercache.store._furnish import furnish
 from layercache.store._generation import Generation
 from layercache.store._health import Health
 from layercache.store._keys import KeyRecord, Keys
 from layercache.store._layout import (
-    BLOBS,
-    FENCE,
-    IN,
-    KEY,
-    LOCK_NAMES,
-    LOCKS,
-    META,
-    NAME,
-    QUARANTINE,
-    REFS,
     SLOT_LOCK,
     NamespaceName,
     Slot,
@@ -93,7 +85,7 @@ class Slots:
         if left:
             self._errands.leave(Errand(self._disk, left, wait=None, close=self._let_begin))
 
-    def live(self, slot: Slot, *, keyless: bool = False) -> Generation | None:
+    def live(self, slot: Slot, *, keyless: bool = False, control: Control | None = None) -> Generation | None:
         """Return the live generation of a slot, opened; ``None`` where there is none.
 
         :param keyless: no key is needed: only names are looked at.
@@ -104,7 +96,7 @@ class Slots:
             return None
         form: Form | None = None
         try:
-            form = self._form(generation_name(slot, state.generation), keyless=keyless)
+            form = self._form(generation_name(slot, state.generation), keyless=keyless, control=control)
             generation = Generation(
                 self._disk,
                 self._slots,
@@ -147,69 +139,104 @@ class Slots:
         finally:
             self._disk.close(folder)
 
-    def begin(self, slot: Slot, slot_dir: Dir, name: NamespaceName, *, seal: Seal | None) -> None:
-        """Make the next generation of a slot whose lock is held, unless one lives."""
+    def begin(self, slot: Slot, name: NamespaceName, *, seal: Seal | None, control: Control) -> Form:
+        """Make the next generation of a slot, unless one lives; return what has its key at hand until closed."""
+        while True:
+            offer: tuple[str, KeyRecord, Form] | None = None
+            if seal == "kms":
+                # Before the lock, which a purge needs: it must not wait for a service. Somebody may be faster.
+                folder = generation_name(slot, _next(self.state_of(slot)))
+                offer = (folder, *self._keys.make(folder, seal, control))
+            form = None
+            try:
+                with self.locked(slot, create=True) as slot_dir:
+                    form = self._begin(slot, slot_dir, name, seal=seal, offer=offer, control=control)
+            finally:
+                if offer is not None and form is not offer[2]:
+                    offer[2].close()
+            if form is not None:
+                return form
+            control.checkpoint()
+
+    def _begin(
+        self,
+        slot: Slot,
+        slot_dir: Dir,
+        name: NamespaceName,
+        *,
+        seal: Seal | None,
+        offer: tuple[str, KeyRecord, Form] | None,
+        control: Control,
+    ) -> Form | None:
+        """Do as :meth:`begin`, the slot's lock in hand; ``None`` where the key on offer is of another generation."""
         disk = self._disk
         state = self.state(slot_dir)
         if state is not None and state.state == "live":
-            return
+            return PlainForm()
         if state is not None and state.state == "purging":
             # Whoever purges it may be at it for long. What he has to do is done beside the new generation.
             self.purge(slot, slot_dir, state.generation, budget=_BUDGET)
-        number = 1 if state is None else state.generation + 1
+        number = _next(state)
         folder = generation_name(slot, number)
+        if offer is not None and offer[0] != folder:
+            return None
         if disk.stat(self._data, folder) is not None:
             # Left by a creation that did not come to its end. Nothing was ever published in it.
             self.discard(folder)
-        record, form = self._keys.make(folder, seal) if seal is not None else (None, PlainForm())
-        with self._space.taking(lambda: GENERATION, "begin a namespace"):
-            disk.make_dir(self._data, folder)
-        at = disk.dir(self._data, folder)
+        record: KeyRecord | None = None
+        form: Form = PlainForm()
+        if offer is not None:
+            _, record, form = offer
+        elif seal is not None:
+            record, form = self._keys.make(folder, seal, control)
         try:
-            for child in (IN, BLOBS, META, REFS, LOCKS, QUARANTINE):
-                disk.make_dir(at, child)
-            locks = disk.dir(at, LOCKS)
-            try:
-                for lock in LOCK_NAMES:
-                    disk.close(disk.create(locks, lock))
-                disk.sync(locks)
-            finally:
-                disk.close(locks)
-            write_small(disk, at, FENCE, bytes(8))
-            write_small(disk, at, NAME, form.pack(NAME, NAME, name.raw))
-            if record is not None:
-                write_small(disk, at, KEY, record.pack())
-            disk.sync(at)
-        finally:
-            disk.close(at)
+            with self._space.taking(lambda: GENERATION, "begin a namespace"):
+                disk.make_dir(self._data, folder)
+            furnish(disk, self._data, folder, name=name, record=record, form=form)
+            live = str(SlotState("live", number))
+            if state is None:
+                disk.close(disk.create(slot_dir, live))
+            else:
+                disk.rename(slot_dir, str(SlotState("dead", state.generation)), slot_dir, live, replace=False)
+            disk.sync(slot_dir)
+        except BaseException:
             form.close()
-        disk.sync(self._data)
-        live = str(SlotState("live", number))
-        if state is None:
-            disk.close(disk.create(slot_dir, live))
-        else:
-            disk.rename(slot_dir, str(SlotState("dead", state.generation)), slot_dir, live, replace=False)
-        disk.sync(slot_dir)
+            raise
+        return form
 
     def end(self, slots: Sequence[Slot], *, wait: float, started: float, trim: bool) -> list[Receipt | None]:
         """End the live generation of each slot and finish what is left of earlier ones; return the last's receipts.
 
-        All are fenced before anybody is waited for. ``None`` where there was nothing to purge.
+        All are fenced before anybody is waited for. ``None`` where there was nothing to purge. What hinders the fence
+        of one is raised when the others are done.
         """
         purges: dict[Slot, list[Purge]] = {}
+        hindered: list[OSError | StoreError] = []
         for slot in slots:
             purges[slot] = [purge for purge in self._in_trash(trim=trim) if purge.slot == slot]
             if self._disk.stat(self._slots, slot) is None:
                 continue
-            with self.locked(slot, create=False) as slot_dir:
-                state = self.state(slot_dir)
-                if state is None or state.state == "dead":
-                    continue
-                begun = state.state == "purging"
-                purge = Purge(self._place, slot, state.generation, started=started, resumed=begun, trim=trim)
-                purge.fence(slot_dir)
-                purges[slot] = [other for other in purges[slot] if other.generation != state.generation] + [purge]
-        return self._run(purges, wait)
+            try:
+                purge = self._fenced(slot, started=started, trim=trim)
+            except (OSError, StoreError) as error:
+                hindered.append(error)
+                continue
+            if purge is not None:
+                purges[slot] = [other for other in purges[slot] if other.generation != purge.generation] + [purge]
+        receipts = self._run(purges, wait)
+        if hindered:
+            raise hindered[0]
+        return receipts
+
+    def _fenced(self, slot: Slot, *, started: float, trim: bool) -> Purge | None:
+        with self.locked(slot, create=False) as slot_dir:
+            state = self.state(slot_dir)
+            if state is None or state.state == "dead":
+                return None
+            begun = state.state == "purging"
+            purge = Purge(self._place, slot, state.generation, started=started, resumed=begun, trim=trim)
+            purge.fence(slot_dir)
+            return purge
 
     def end_left(self, *, wait: float | None) -> list[Receipt]:
         """Go on with every purge of the root that is not at its end; return what each has reached.
@@ -284,7 +311,7 @@ class Slots:
                 self._disk.close(opened)
         return None
 
-    def _form(self, folder: str, *, keyless: bool) -> Form:
+    def _form(self, folder: str, *, keyless: bool, control: Control | None) -> Form:
         opened = self._disk.dir(self._data, folder)
         try:
             record = KeyRecord.read(self._disk, opened)
@@ -292,7 +319,7 @@ class Slots:
                 return PlainForm()
             if keyless:
                 return self._keys.keyless(record, folder)
-            form = self._keys.load(opened, record, folder)
+            form = self._keys.load(opened, record, folder, control)
         finally:
             self._disk.close(opened)
         if form is None:
@@ -475,3 +502,8 @@ class Slots:
             yield
         except (OSError, StoreError) as error:
             _log.warning("a purge could not be finished now: %s", error)
+
+
+def _next(state: SlotState | None) -> int:
+    """Return the number of the generation after the one that a slot is in."""
+    return 1 if state is None else state.generation + 1

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from layercache.control import Control
@@ -171,10 +171,13 @@ class Store:
 
     # -- namespaces
 
-    def generation(self, name: NamespaceName, *, create: bool, seal: Seal | None = None) -> Generation | None:
+    def generation(
+        self, name: NamespaceName, *, create: bool, seal: Seal | None = None, control: Control | None = None
+    ) -> Generation | None:
         """Return the live generation of a namespace; ``None`` where there is none and ``create`` is false.
 
-        One that is made is sealed as ``seal`` says. One whose key is gone for good is ended first.
+        One that is made is sealed as ``seal`` says. One whose key is gone for good is ended first. A key service is
+        asked for four seconds at most, and half of what ``control`` has left.
 
         :raises ReadOnlyError: when one must be made and the root cannot be written.
         :raises SealError: when it is to be sealed, and cannot be, or its key cannot be had.
@@ -184,7 +187,7 @@ class Store:
         slot = slot_name(self._key, name)
         with guarding("open a namespace"):
             try:
-                generation = self._slots.live(slot)
+                generation = self._slots.live(slot, control=control)
             except KeyGoneError:
                 if not self.writable:
                     raise
@@ -203,11 +206,10 @@ class Store:
             if not create:
                 return None
             self._check_writable()
-            with self._slots.locked(slot, create=True) as slot_dir:
-                if seal is not None:
-                    self._use_feature(SEAL)
-                self._slots.begin(slot, slot_dir, name, seal=seal)
-            return self._slots.live(slot)
+            if seal is not None:
+                self._use_feature(SEAL)
+            with closing(self._slots.begin(slot, name, seal=seal, control=control or Control())):
+                return self._slots.live(slot, control=control)
 
     def namespaces(self) -> list[Tenancy]:
         """Return the namespaces that are live or being purged, by slot."""

@@ -367,8 +367,8 @@ MUTANTS = (
     Mutant(
         "hidden before the fence",
         "_slots",
-        "                purge.fence(slot_dir)\n                purges[slot]",
-        "                purge.hide()\n                purge.fence(slot_dir)\n                purges[slot]",
+        "            purge.fence(slot_dir)\n            return purge\n",
+        "            purge.hide()\n            purge.fence(slot_dir)\n            return purge\n",
     ),
     Mutant(
         "hiding not flushed where it goes",
@@ -443,14 +443,14 @@ MUTANTS = (
     Mutant(
         "generation used again",
         "_slots",
-        "number = 1 if state is None else state.generation + 1",
-        "number = 1 if state is None else state.generation",
+        "    return 1 if state is None else state.generation + 1\n",
+        "    return 1 if state is None else state.generation\n",
     ),
     Mutant(
         "namespace begun before its directory is durable",
-        "_slots",
-        "        disk.sync(self._data)\n        live =",
-        "        live =",
+        "_furnish",
+        "        disk.close(at)\n    disk.sync(data)\n",
+        "        disk.close(at)\n",
     ),
     Mutant(
         "purge and creation without the slot's lock",
