@@ -197,6 +197,7 @@ def _one_thread(root: Path) -> PosixDisk:
 
 def _part(root: Path, scenario: str, *, again: bool) -> Callable[[Callable[[Event], None], Callable[[], None]], None]:
     def part(say: Callable[[Event], None], wait: Callable[[], None]) -> None:
+        _keep_keys(root)
         setup = Actor(root, say)
         SCENARIOS[scenario].setup(setup)
         setup.close()
@@ -337,7 +338,8 @@ def points(scenario: str, calls: list[Call], *, everything: bool) -> Iterator[Po
             yield Point(scenario, call.name, call.number, "EINTR")
         if call.name == "pwrite64":
             yield Point(scenario, call.name, call.number, "short0")
-            if ".part>" in call.arguments:
+            # (What is sealed does not begin with zeros.)
+            if ".part>" in call.arguments and not SCENARIOS[scenario].sealed:
                 yield Point(scenario, call.name, call.number, f"short{_SHORT}")
     last = {call.name: call.number for call in calls}
     for name, number in last.items():
@@ -400,12 +402,24 @@ def _refuses_the_last_close(log: str) -> bool:
     return False
 
 
+def _keep_keys(root: Path) -> None:
+    """Have the keys of sealed namespaces beside the root, where calls on them are seen."""
+    os.environ["LAYERCACHE_KEYS"] = str(root.parent / "keys")
+
+
+def _lost_keys(root: Path) -> Iterator[str]:
+    """Yield the keys that no generation's record names."""
+    known = {json.loads(path.read_bytes())["id"] for path in root.glob("data/*/key")}
+    yield from (f"the key {path.name} is left" for path in (root.parent / "keys").glob("*") if path.name not in known)
+
+
 def _look(root: Path, promises: Promises, say: Callable[[Event], None], *, command: bool) -> None:
+    _keep_keys(root)
     if command:
         for finding in finish_purges(root):
             say({"op": "wrong", "is": "done", "text": finding})
     disk = PosixDisk.open_root(root)
-    for finding in examine(root, promises, disk=disk, boot=disk.boot):
+    for finding in (*examine(root, promises, disk=disk, boot=disk.boot), *_lost_keys(root)):
         say({"op": "wrong", "is": "done", "text": finding})
     say({"op": "looked", "is": "done"})
 

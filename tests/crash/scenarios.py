@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from layercache.errors import IntegrityError, LayerCacheError, NotFoundError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest, Platform, Reference
-from layercache.store import Generation, NamespaceName, Ref, Store
+from layercache.store import Generation, NamespaceName, Ref, Seal, Store
 from layercache.store._disk import Disk
 
 __all__ = ["CONTENTS", "SCENARIOS", "Actor", "Event", "Promises", "Scenario", "content", "descriptor", "reference"]
@@ -141,11 +141,11 @@ class Actor:
         if self._store is not None:
             self._store.close()
 
-    def generation(self, namespace: str) -> Generation:
+    def generation(self, namespace: str, *, seal: Seal | None = None) -> Generation:
         found = self._generations.get(namespace)
         if found is None:
             with self.step("create", ns=namespace):
-                found = self.store.generation(name_of(namespace), create=True)
+                found = self.store.generation(name_of(namespace), create=True, seal=seal)
                 if found is None:
                     raise AssertionError
             self._generations[namespace] = found
@@ -206,8 +206,10 @@ class Actor:
 
     def purge(self, namespace: str) -> None:
         with self.step("purge", ns=namespace):
+            sealed = namespace in self._generations and self._generations[namespace].form.seal == "ephemeral"
+            wanted = "crypto-erased" if sealed else "unlinked"
             receipt = self.store.purge(name_of(namespace), wait=1.0)
-            if receipt.level != "unlinked":
+            if receipt.level != wanted:
                 self._say(
                     {"op": "pending", "is": "done", "text": f"nobody reads, and the purge is only {receipt.level}"}
                 )
@@ -219,12 +221,16 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """``setup`` runs whole on a whole disk, ``enter`` opens what is open beforehand, ``act`` is what gets hurt."""
+    """``setup`` runs whole on a whole disk, ``enter`` opens what is open beforehand, ``act`` is what gets hurt.
+
+    One that is ``sealed`` does not survive a reboot.
+    """
 
     name: str
     setup: Callable[[Actor], None]
     enter: Callable[[Actor], None]
     act: Callable[[Actor], None]
+    sealed: bool = False
 
 
 def _nothing(_: Actor) -> None:
@@ -248,6 +254,15 @@ def _with(*keys: str) -> Callable[[Actor], None]:
 def _two_namespaces(actor: Actor) -> None:
     _opened(actor)
     for key in ("small", "chunks", "twin-1"):
+        actor.put("a", key)
+    actor.set_ref("a", 1, "small")
+    actor.put("b", "small")
+
+
+def _sealed(actor: Actor) -> None:
+    actor.open()
+    actor.generation("a", seal="ephemeral")
+    for key in ("small", "chunks"):
         actor.put("a", key)
     actor.set_ref("a", 1, "small")
     actor.put("b", "small")
@@ -355,6 +370,14 @@ def _purge(actor: Actor) -> None:
     actor.put("a", "twin-2")
 
 
+def _purge_sealed(actor: Actor) -> None:
+    actor.get("a", "chunks")
+    actor.purge("a")
+    actor._generations.pop("a").close()
+    actor.generation("a", seal="ephemeral")
+    actor.put("a", "twin-2")
+
+
 def _open_only(actor: Actor) -> None:
     actor.open()
 
@@ -374,6 +397,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("quarantine", _damaged, _opened, _heal),
         Scenario("create", _with("small"), _opened, _create),
         Scenario("purge", _two_namespaces, _opened, _purge),
+        Scenario("purge-sealed", _sealed, _opened, _purge_sealed, sealed=True),
         Scenario("recover", _mess, _open_only, lambda actor: actor.recover()),
     )
 }
