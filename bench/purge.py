@@ -149,12 +149,12 @@ def _neighbour(place: Path, machine: dict[str, object], rounds: int, blobs: int)
         rows.append((f"{who}, reads", *(str(len(some)) for some in of.values()), ""))
     print(measure.table(("warm read of 1 MiB", "before ms", "meanwhile ms", "ratio"), rows))
     print(f"purges of {blobs:,} blobs: {median(purges):.2f} s each")
-    reads = {
+    kept = {
         who: {when: {"count": len(some), "percentiles": quantiles(some, n=100)} for when, some in of.items()}
         for who, of in samples.items()
     }
     path = measure.save(
-        "purge-neighbour", machine=machine, rounds=rounds, blobs=blobs, purges=purges, ratios=ratios, reads=reads
+        "purge-neighbour", machine=machine, rounds=rounds, blobs=blobs, purges=purges, ratios=ratios, reads=kept
     )
     print(f"kept in {path}")
 
