@@ -211,7 +211,7 @@ class Slots:
         of one is raised when the others are done.
         """
         purges: dict[Slot, list[Purge]] = {}
-        hindered: list[OSError | StoreError] = []
+        hindered: OSError | StoreError | None = None
         for slot in slots:
             purges[slot] = [purge for purge in self._in_trash(trim=trim) if purge.slot == slot]
             if self._disk.stat(self._slots, slot) is None:
@@ -219,13 +219,16 @@ class Slots:
             try:
                 purge = self._fenced(slot, started=started, trim=trim)
             except (OSError, StoreError) as error:
-                hindered.append(error)
+                hindered = hindered or error
                 continue
             if purge is not None:
                 purges[slot] = [other for other in purges[slot] if other.generation != purge.generation] + [purge]
         receipts = self._run(purges, wait)
-        if hindered:
-            raise hindered[0]
+        try:
+            if hindered is not None:
+                raise hindered
+        finally:
+            del hindered  # it leads to this frame: a ring that would keep what is mapped until the collector comes
         return receipts
 
     def _fenced(self, slot: Slot, *, started: float, trim: bool) -> Purge | None:
