@@ -127,8 +127,7 @@ class Store:
         disk: Disk | None = None,
         memory: Callable[[str, bool], Disk | None] | None = None,
     ) -> None:
-        self._lock = threading.Lock()
-        self._closed = False
+        self._lock, self._closed = threading.Lock(), False
         self._disk = PosixDisk.open_root(root) if disk is None else disk
         self._health = Health(self._disk.now)
         self.evictor: Evictor | None = None
@@ -176,8 +175,7 @@ class Store:
     ) -> Generation | None:
         """Return the live generation of a namespace; ``None`` where there is none and ``create`` is false.
 
-        One that is made is sealed as ``seal`` says. One whose key is gone for good is ended first. A key service is
-        asked for four seconds at most, and half of what ``control`` has left.
+        One that is made is sealed as ``seal`` says. One whose key is gone for good is ended first.
 
         :raises ReadOnlyError: when one must be made and the root cannot be written.
         :raises SealError: when it is to be sealed, and cannot be, or its key cannot be had.
