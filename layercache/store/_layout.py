@@ -64,6 +64,7 @@ __all__ = [
     "is_slot",
     "is_temporary",
     "lock_name",
+    "next_generation",
     "pack_record",
     "parse_blob_name",
     "parse_discarded",
@@ -173,6 +174,11 @@ class SlotState:
         """Return the state that a name in a slot stands for; ``None`` for any other name."""
         match = _STATE.fullmatch(name)
         return SlotState(match[1], int(match[2])) if match else None
+
+
+def next_generation(state: SlotState | None) -> int:
+    """Return the number of the generation after the one that a slot is in."""
+    return 1 if state is None else state.generation + 1
 
 
 def slot_name(key: bytes, name: NamespaceName) -> Slot:

@@ -27,6 +27,7 @@ from layercache.store._layout import (
     discarded_name,
     generation_name,
     is_slot,
+    next_generation,
     parse_discarded,
     parse_generation_name,
 )
@@ -42,6 +43,11 @@ _log = logging.getLogger("layercache.store")
 
 _BUDGET = 0.5
 """Seconds that beginning a generation spends on the one before."""
+
+_Offer = tuple[str, KeyRecord, Form]
+"""A key made beforehand: for which generation's directory."""
+
+_NO_KEY: tuple[KeyRecord | None, Form] = (None, PlainForm())
 
 
 class Slots:
@@ -142,31 +148,23 @@ class Slots:
     def begin(self, slot: Slot, name: NamespaceName, *, seal: Seal | None, control: Control) -> Form:
         """Make the next generation of a slot, unless one lives; return what has its key at hand until closed."""
         while True:
-            offer: tuple[str, KeyRecord, Form] | None = None
+            offer: _Offer | None = None
             if seal == "kms":
                 # Before the lock, which a purge needs: it must not wait for a service. Somebody may be faster.
-                folder = generation_name(slot, _next(self.state_of(slot)))
+                folder = generation_name(slot, next_generation(self.state_of(slot)))
                 offer = (folder, *self._keys.make(folder, seal, control))
             form = None
             try:
                 with self.locked(slot, create=True) as slot_dir:
-                    form = self._begin(slot, slot_dir, name, seal=seal, offer=offer, control=control)
+                    form = self._begin(slot, slot_dir, name, seal=seal, offer=offer)
             finally:
                 if offer is not None and form is not offer[2]:
                     offer[2].close()
             if form is not None:
                 return form
-            control.checkpoint()
 
     def _begin(
-        self,
-        slot: Slot,
-        slot_dir: Dir,
-        name: NamespaceName,
-        *,
-        seal: Seal | None,
-        offer: tuple[str, KeyRecord, Form] | None,
-        control: Control,
+        self, slot: Slot, slot_dir: Dir, name: NamespaceName, *, seal: Seal | None, offer: _Offer | None
     ) -> Form | None:
         """Do as :meth:`begin`, the slot's lock in hand; ``None`` where the key on offer is of another generation."""
         disk = self._disk
@@ -176,19 +174,18 @@ class Slots:
         if state is not None and state.state == "purging":
             # Whoever purges it may be at it for long. What he has to do is done beside the new generation.
             self.purge(slot, slot_dir, state.generation, budget=_BUDGET)
-        number = _next(state)
+        number = next_generation(state)
         folder = generation_name(slot, number)
         if offer is not None and offer[0] != folder:
             return None
         if disk.stat(self._data, folder) is not None:
             # Left by a creation that did not come to its end. Nothing was ever published in it.
             self.discard(folder)
-        record: KeyRecord | None = None
-        form: Form = PlainForm()
+        record, form = _NO_KEY
         if offer is not None:
             _, record, form = offer
         elif seal is not None:
-            record, form = self._keys.make(folder, seal, control)
+            record, form = self._keys.make(folder, seal)
         try:
             with self._space.taking(lambda: GENERATION, "begin a namespace"):
                 disk.make_dir(self._data, folder)
@@ -505,8 +502,3 @@ class Slots:
             yield
         except (OSError, StoreError) as error:
             _log.warning("a purge could not be finished now: %s", error)
-
-
-def _next(state: SlotState | None) -> int:
-    """Return the number of the generation after the one that a slot is in."""
-    return 1 if state is None else state.generation + 1

@@ -442,7 +442,7 @@ MUTANTS = (
     ),
     Mutant(
         "generation used again",
-        "_slots",
+        "_layout",
         "    return 1 if state is None else state.generation + 1\n",
         "    return 1 if state is None else state.generation\n",
     ),
