@@ -102,7 +102,7 @@ def _sizes(place: Path, machine: dict[str, object], rounds: int, _: int) -> None
     with closing(Store(place / "root")) as store:
         for _ in range(rounds):
             for count, size in _SIZES:
-                _fill(place / "root", count, size)
+                fill(place / "root", count, size)
                 taken[count].append(_purge(store, count))
     rows = [
         (
@@ -127,10 +127,10 @@ def _neighbour(place: Path, machine: dict[str, object], rounds: int, blobs: int)
     }
     purges: list[float] = []
     with closing(Store(root)) as store:
-        _fill(root, _READS, _READ, name=_NEIGHBOUR)
+        fill(root, _READS, _READ, name=_NEIGHBOUR)
         for number in range(rounds):
             who, reading = (("another process", _from_another), ("the same process", _from_here))[number % 2]
-            _fill(root, blobs, 4096)
+            fill(root, blobs, 4096)
             with reading(root) as reads:
                 time.sleep(_QUIET)
                 began = time.monotonic()
@@ -233,7 +233,8 @@ def _purge(store: Store, count: int) -> float:
     return seconds
 
 
-def _fill(root: Path, count: int, size: int, *, name: NamespaceName = _NAME) -> None:
+def fill(root: Path, count: int, size: int, *, name: NamespaceName = _NAME) -> list[Digest]:
+    """Store so many blobs of so many bytes, durably, and return their digests."""
     disk = PosixDisk.open_root(root)
     disk.sync = lambda _: None  # type: ignore[method-assign,assignment]
     rng = random.Random(count)
@@ -241,10 +242,10 @@ def _fill(root: Path, count: int, size: int, *, name: NamespaceName = _NAME) -> 
     with closing(Store(root, disk=disk)) as store:
         generation = store.generation(name, create=True)
         assert generation is not None
-        for number in range(count):
-            _put(generation, number.to_bytes(8, "big") + some[8:])
+        digests = [_put(generation, number.to_bytes(8, "big") + some[8:]) for number in range(count)]
         generation.close()
     measure.settle()
+    return digests
 
 
 def _put(generation: Generation, data: bytes) -> Digest:

@@ -1,0 +1,105 @@
+"""What a start that finds its layers waits for: opening a root of many blobs, and the first byte of one of them.
+
+And what a fill waits for where room is short: the choice of victims.
+
+python -m bench.hits
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+from statistics import median, quantiles
+
+from bench import measure
+from bench.purge import fill
+from layercache import LayerCache
+from layercache.oci import Digest
+from layercache.policy import Policy, Source
+from layercache.store import NamespaceName
+
+_NAME = NamespaceName("bench/tenant")
+_SMALL, _LARGE = 4096, 64 << 20
+_OPENS, _HITS = 51, 5000
+_HELD, _FREED = 100_000, 10_000
+
+
+def main() -> None:
+    """Measure, and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--blobs", type=int, default=1_000_000, help="in the root, of 4 KiB each")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="layercache-bench.") as name:
+        root = Path(name) / "root"
+        machine = measure.machine(Path(name), ())
+        digests = fill(root, options.blobs, _SMALL, name=_NAME)
+        (large,) = fill(root, 1, _LARGE, name=NamespaceName("bench/large"))
+        opened = [_open(root, digests[0]) for _ in range(_OPENS)]
+        with LayerCache(root, janitor=False) as cache:
+            some = random.Random(1).sample(digests, min(1000, len(digests)))
+            hits = {
+                f"{_SMALL >> 10} KiB": _hits(cache, _NAME.text, some),
+                f"{_LARGE >> 20} MiB": _hits(cache, "bench/large", [large]),
+            }
+    choice = _choice()
+    rows = [(f"open a root of {options.blobs:,} blobs and look one up", f"{1e3 * median(opened):.2f} ms", "")]
+    for kind, seconds in hits.items():
+        cuts = quantiles(seconds, n=100)
+        rows.append((f"hit: open and first byte of {kind}", f"{1e6 * cuts[49]:.0f} us", f"{1e6 * cuts[98]:.0f} us"))
+    rows.append((f"choose a victim of {_HELD:,}", f"{1e6 * choice:.1f} us", ""))
+    print(measure.table(("what", "median", "p99"), rows))
+    path = measure.save(
+        "hits",
+        machine=machine,
+        blobs=options.blobs,
+        open_seconds=opened,
+        hit_seconds={kind: quantiles(seconds, n=100) for kind, seconds in hits.items()},
+        victim_seconds=choice,
+    )
+    print(f"kept in {path}")
+
+
+def _open(root: Path, digest: Digest) -> float:
+    start = time.perf_counter()
+    with LayerCache(root, janitor=False) as cache:
+        assert cache.namespace(_NAME.text).contains(digest)
+        return time.perf_counter() - start
+
+
+def _hits(cache: LayerCache, name: str, digests: list[Digest]) -> list[float]:
+    namespace, rng, found = cache.namespace(name), random.Random(2), []
+    for number in range(_HITS + 500):
+        digest = rng.choice(digests)
+        start = time.perf_counter()
+        with namespace.open(digest) as layer, layer.compressed() as stream:
+            stream.read(1)
+            took = time.perf_counter() - start
+        if number >= 500:  # the first ones warm up
+            found.append(took)
+    return found
+
+
+def _choice() -> float:
+    """Seconds a victim, of a policy that holds layers of many sizes and lets go of a tenth of them."""
+    rng = random.Random(3)
+    sizes = [rng.randint(1 << 20, 1 << 30) for _ in range(_HELD)]
+    policy = Policy(capacity=sum(sizes))
+    source = Source(rtt=0.05, bandwidth=100e6)
+    for number, size in enumerate(sizes):
+        policy.insert(f"{number:x}", size, namespace=f"tenant-{number % 50}", source=source)
+    for _ in range(_HELD):
+        policy.hit(f"{rng.randrange(_HELD):x}")
+    start = time.perf_counter()
+    gone = 0
+    while gone < _FREED:
+        for victim in policy.victims(sum(sizes) // 100):
+            policy.evict(victim.key)
+            gone += 1
+    return (time.perf_counter() - start) / gone
+
+
+if __name__ == "__main__":
+    main()
