@@ -283,10 +283,19 @@ class Nginx:
         for one in self._sockets:
             one.close()
 
-    def log(self) -> list[str]:
-        """A line a request: port, method, path, status, [Authorization], [Range]."""
+    def log(self, *, least: int = 0) -> list[str]:
+        """A line a request: port, method, path, status, [Authorization], [Range].
+
+        A request is logged when nginx has seen its end, which may be after the client has: ``least`` lines are waited
+        for.
+        """
         file = self._home / "access.log"
-        return file.read_text().splitlines() if file.exists() else []
+        end = time.monotonic() + 20
+        while True:
+            lines = file.read_text().splitlines() if file.exists() else []
+            if len(lines) >= least or time.monotonic() > end:
+                return lines
+            time.sleep(0.01)
 
 
 def real_images() -> dict[str, BuiltImage | BuiltIndex]:

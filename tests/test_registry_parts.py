@@ -204,7 +204,7 @@ def fetched(box: peers.Nginx, data: bytes) -> list[str]:
     assert b"".join(pieces) == data
     client.close()
     assert ledger.bytes_fetched <= 1.05 * len(data)
-    return [line.split()[3] for line in box.log() if "/blobs/" in line or "/blob " in line]
+    return [line.split()[3] for line in box.log(least=ledger.requests) if "/blobs/" in line or "/blob " in line]
 
 
 @pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="needs nginx")
