@@ -43,7 +43,8 @@ def keep_house(store: Store, *, sweep: bool = True, control: Control) -> Houseke
             swept = len(leftovers)
             for leftover in leftovers:
                 _log.info("swept %s: %s", leftover.kind, leftover.place)
-    store.resume_purges(wait=None)  # of processes that died since
+    if swept is None:  # a sweep does that, too
+        store.resume_purges(wait=None)
     store.note_uses()
     freed = 0 if store.evictor is None else store.evictor.tidy()
     if freed:

@@ -35,6 +35,4 @@ def guarding(what: str) -> Iterator[None]:
     except LayerCacheError:
         raise  # a deadline is an OSError, too
     except OSError as error:
-        if isinstance(error, LayerCacheError):  # a deadline
-            raise
         raise store_error(error, what) from error

@@ -6,11 +6,21 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from layercache.errors import StoreError
+from layercache.errors import StoreError, UnsafeRootError
 from layercache.store._disk import Dir, Disk, File
 from layercache.store._layout import temporary_name
 
-__all__ = ["NEW", "PATIENCE", "fresh", "lock_within", "read_record", "read_small", "temporary", "write_small"]
+__all__ = [
+    "NEW",
+    "PATIENCE",
+    "check_flock",
+    "fresh",
+    "lock_within",
+    "read_record",
+    "read_small",
+    "temporary",
+    "write_small",
+]
 
 NEW = ".new"
 """Ends the name of a small file that is not whole yet."""
@@ -39,6 +49,22 @@ def lock_within(disk: Disk, file: File, *, exclusive: bool = True, patience: flo
             raise StoreError("another process keeps a lock of the store", hint="look for a stopped process")
         disk.pause(_STEP)
         waited += _STEP
+
+
+def check_flock(disk: Disk, name: str) -> None:
+    """Refuse a filesystem where flock lets everybody in: a lock that is held shared must not be had exclusively.
+
+    :param name: the file in the root whose lock this process holds.
+    :raises UnsafeRootError: then.
+    """
+    other = disk.open(disk.root, name)
+    try:
+        if disk.lock(other, exclusive=True):
+            raise UnsafeRootError(
+                "locks do not exclude on the root's filesystem", hint="use a local filesystem (ext4, xfs, btrfs)"
+            )
+    finally:
+        disk.close(other)
 
 
 def read_small(disk: Disk, at: Dir, name: str) -> bytes:

@@ -6,19 +6,7 @@ from layercache.store._disk import Dir, Disk
 from layercache.store._files import write_small
 from layercache.store._form import Form
 from layercache.store._keys import KeyRecord
-from layercache.store._layout import (
-    BLOBS,
-    FENCE,
-    IN,
-    KEY,
-    LOCK_NAMES,
-    LOCKS,
-    META,
-    NAME,
-    QUARANTINE,
-    REFS,
-    NamespaceName,
-)
+from layercache.store._layout import FENCE, KEY, LOCK_NAMES, LOCKS, NAME, PARTS, NamespaceName
 
 __all__ = ["furnish"]
 
@@ -27,7 +15,7 @@ def furnish(disk: Disk, data: Dir, folder: str, *, name: NamespaceName, record: 
     """Make everything of a generation in its new, empty directory. Durable when it returns."""
     at = disk.dir(data, folder)
     try:
-        for child in (IN, BLOBS, META, REFS, LOCKS, QUARANTINE):
+        for child in PARTS:
             disk.make_dir(at, child)
         locks = disk.dir(at, LOCKS)
         try:

@@ -21,6 +21,7 @@ from layercache.store._layout import (
     EVICT_LOCK,
     FORMAT,
     JANITOR_LOCK,
+    PARTS,
     POLICY,
     RECEIPTS,
     ROOT_KEY,
@@ -40,7 +41,7 @@ from layercache.store._layout import (
 )
 from layercache.store._leftovers import Leftover, Leftovers
 from layercache.store._slots import Slots
-from layercache.store._sweep import PARTS, Sweep
+from layercache.store._sweep import Sweep
 
 __all__ = ["recover"]
 

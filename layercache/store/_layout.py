@@ -35,6 +35,7 @@ __all__ = [
     "LOCK_NAMES",
     "META",
     "NAME",
+    "PARTS",
     "PINS",
     "POLICY",
     "PUBLIC",
@@ -95,6 +96,9 @@ BLOBS, META, IN, REFS, PINS, LOCKS, QUARANTINE, FENCE, NAME = (
     "fence",
     "name",
 )
+
+PARTS = (IN, BLOBS, META, REFS, LOCKS, QUARANTINE)
+"""The directories that every generation has."""
 
 HINTS, QUOTA = "hints", "quota"
 """In a generation: the uses since the policy looked last, and what its namespace may take."""

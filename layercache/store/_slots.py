@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -46,8 +46,6 @@ _BUDGET = 0.5
 
 _Offer = tuple[str, KeyRecord, Form]
 """A key made beforehand: for which generation's directory."""
-
-_NO_KEY: tuple[KeyRecord | None, Form] = (None, PlainForm())
 
 
 class Slots:
@@ -181,7 +179,8 @@ class Slots:
         if disk.stat(self._data, folder) is not None:
             # Left by a creation that did not come to its end. Nothing was ever published in it.
             self.discard(folder)
-        record, form = _NO_KEY
+        record: KeyRecord | None = None
+        form: Form = PlainForm()
         if offer is not None:
             _, record, form = offer
         elif seal is not None:
@@ -197,7 +196,8 @@ class Slots:
                 disk.rename(slot_dir, str(SlotState("dead", state.generation)), slot_dir, live, replace=False)
             disk.sync(slot_dir)
         except BaseException:
-            form.close()
+            if offer is None:  # what is on offer is closed by who made it
+                form.close()
             raise
         return form
 
@@ -371,35 +371,6 @@ class Slots:
                             purge.record("unlinked")
                     finally:
                         purge.close()
-
-    def unaccounted(self, receipts: Iterable[Receipt]) -> Iterator[str]:
-        """Yield which generations have ended, as their slots say, and what their receipts lack."""
-        last: dict[tuple[Slot, int], Receipt] = {}
-        for receipt in receipts:
-            last[receipt.slot, receipt.generation] = receipt
-        for slot in self.names():
-            state = self.state_of(slot)
-            if state is None:
-                continue
-            for number in range(1, state.generation + (state.state == "dead")):
-                found = last.get((slot, number))
-                hidden = self._disk.stat(self._trash, generation_name(slot, number)) is not None
-                if found is None:
-                    yield f"generation {number} of {slot} has ended without a receipt"
-                elif not found.ends and not hidden and not self._just_ended(slot, number):
-                    yield f"generation {number} of {slot} is gone and no receipt says so; purge --resume adds it"
-                elif found.ends and hidden:
-                    yield f"generation {number} of {slot} is not gone, and a receipt says so"
-
-    def _just_ended(self, slot: Slot, generation: int) -> bool:
-        """Tell whether somebody is about to record that a generation is gone, or has done so just now."""
-        slot_dir = self._disk.dir(self._slots, slot)
-        try:
-            if not self._disk.lock(slot_dir, exclusive=False):
-                return True
-        finally:
-            self._disk.close(slot_dir)
-        return any(one.ends and (one.slot, one.generation) == (slot, generation) for one in self._place.chain.read())
 
     def discard(self, folder: str) -> None:
         """Remove the directory of a generation that does not live, of a slot whose lock is held. Without a receipt."""

@@ -19,9 +19,9 @@ from layercache.errors import (
     SealMismatchError,
     StoreClosedError,
     StoreError,
-    UnsafeRootError,
 )
 from layercache.reports import Finding, ReceiptsReport
+from layercache.store._audit import unaccounted
 from layercache.store._ballast import Ballast
 from layercache.store._chain import Chain
 from layercache.store._disk import Dir, Disk, File, Handle, PosixDisk
@@ -30,6 +30,7 @@ from layercache.store._faults import guarding
 from layercache.store._files import (
     NEW,
     PATIENCE,
+    check_flock,
     fresh,
     lock_within,
     read_record,
@@ -127,7 +128,8 @@ class Store:
         disk: Disk | None = None,
         memory: Callable[[str, bool], Disk | None] | None = None,
     ) -> None:
-        self._lock, self._closed = threading.Lock(), False
+        self._lock = threading.Lock()
+        self._closed = False
         self._disk = PosixDisk.open_root(root) if disk is None else disk
         self._health = Health(self._disk.now)
         self.evictor: Evictor | None = None
@@ -142,11 +144,11 @@ class Store:
                 self._slots_dir, self._data, self._trash, receipts = self._folders
                 ballast = Ballast(self._disk)
                 self._chain = Chain(self._disk, receipts, ballast)
-                place = Place(self._disk, self._slots_dir, self._data, self._trash, self._chain, ballast)
+                self._place = Place(self._disk, self._slots_dir, self._data, self._trash, self._chain, ballast)
                 self._keys = Keys(self._disk, self._key, kms=kms, memory=memory)
                 self.space = Space(self._disk, self._limits(budget))
                 self._slots = Slots(
-                    place, health=self._health, keys=self._keys, space=self.space, writable=self.writable
+                    self._place, health=self._health, keys=self._keys, space=self.space, writable=self.writable
                 )
                 if self.space.limits is not None:
                     self.evictor = Evictor(self._disk, self._slots, self.space, self.space.limits, public=self.public)
@@ -248,7 +250,10 @@ class Store:
         return [receipts[slot] or _nothing(slot, started) for slot in slots]
 
     def resume_purges(self, *, wait: float | None = 5.0) -> list[Receipt]:
-        """Go on with every purge of this root that is not at its end; return what each has reached: `None`, no wait."""
+        """Go on with every purge of this root that is not at its end; return what each has reached.
+
+        With no ``wait`` (``None``) there is nothing to return, and nothing is recorded but an end.
+        """
         self._check_open()
         with guarding("finish purges"):
             self._check_writable()
@@ -305,7 +310,7 @@ class Store:
         self._check_open()
         with guarding("read the receipts"):
             links = self._chain.links()
-            problems = [*links.problems, *self._slots.unaccounted(links.receipts)]
+            problems = [*links.problems, *unaccounted(self._place, self._slots, links.receipts)]
         if after and after not in links.hashes:
             problems.append("the receipt of the given hash is not there")
         return ReceiptsReport(len(links.hashes), links.hashes[-1] if links.hashes else "", tuple(problems))
@@ -358,7 +363,7 @@ class Store:
                 self._see_to_root(life)
             parse_format(read_small(disk, disk.root, FORMAT))
             lock_within(disk, life, exclusive=False)
-            self._check_flock()
+            check_flock(disk, ROOT_LOCK)
             if writable:
                 # Whoever made the root may have died before this: nothing may be built on names that can be lost.
                 disk.sync(disk.root)
@@ -434,17 +439,6 @@ class Store:
             with temporary(disk, disk.root, format_record(used | {feature})) as new:
                 disk.rename(disk.root, new, disk.root, FORMAT, replace=True)
         disk.sync(disk.root)
-
-    def _check_flock(self) -> None:
-        """Refuse a filesystem where flock lets everybody in: ours is held shared, so nobody may get it exclusively."""
-        other = self._disk.open(self._disk.root, ROOT_LOCK)
-        try:
-            if self._disk.lock(other, exclusive=True):
-                raise UnsafeRootError(
-                    "locks do not exclude on the root's filesystem", hint="use a local filesystem (ext4, xfs, btrfs)"
-                )
-        finally:
-            self._disk.close(other)
 
     # -- inside: small things
 

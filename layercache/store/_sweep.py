@@ -19,6 +19,7 @@ from layercache.store._layout import (
     LOCKS,
     META,
     NAME,
+    PARTS,
     PINS,
     POLICY,
     QUARANTINE,
@@ -30,10 +31,7 @@ from layercache.store._layout import (
 )
 from layercache.store._leftovers import Leftovers
 
-__all__ = ["PARTS", "Sweep"]
-
-PARTS = (IN, BLOBS, META, REFS, LOCKS, QUARANTINE)
-"""The directories of a generation."""
+__all__ = ["Sweep"]
 
 _OTHERS = (FENCE, GRANTS, HINTS, KEY, NAME, PINS, POLICY, QUOTA)
 
