@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import pytest
+
 from layercache.oci import MANIFEST_TYPES
 from layercache.testing.images import (
     BuiltImage,
@@ -213,6 +215,9 @@ def run_openssl(certificate: Path, key: Path) -> None:
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/O=layercache tests"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, env=environment(key.parent), check=True, capture_output=True, timeout=60)
+
+
+needs_nginx = pytest.mark.skipif(not shutil.which("nginx", path=_PATH), reason="needs nginx")
 
 
 class Nginx:

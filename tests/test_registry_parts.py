@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -63,7 +62,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let parts be small, and every connection one to look at."""
     monkeypatch.setattr(_parts, "PART", 8 * KIB)
     monkeypatch.setattr(_parts, "_LOOK", 4 * KIB)
-    monkeypatch.setattr(_parts, "_busy", lambda: 0.0)  # whatever else this machine does
+    monkeypatch.setattr(_parts, "_queued", lambda: 0.0)  # whatever else this machine does
 
 
 def whole(wire: Wire, offset: int = 0, *, spare: threading.BoundedSemaphore | None = None) -> bytes:
@@ -79,14 +78,13 @@ def whole(wire: Wire, offset: int = 0, *, spare: threading.BoundedSemaphore | No
 def test_a_slow_wire_gets_more_connections() -> None:
     wire = Wire(random.Random(1).randbytes(400 * KIB))
     assert whole(wire) == wire.data
-    assert 4 < wire.most <= 10  # eight, the one that showed that it works, and the first
+    assert 4 < wire.most <= 9  # eight, and the first at the end of its time
     assert wire.asked[0] == (0, 400 * KIB, False)
     assert all(length <= 8 * KIB for _, length, _ in wire.asked[1:])
     assert len({offset for offset, _, _ in wire.asked}) == len(wire.asked)  # nothing is asked for twice
 
 
-def test_a_fast_wire_keeps_its_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_parts, "_busy", time.perf_counter)  # it computes all the time
+def test_a_fast_wire_keeps_its_one_connection() -> None:
     wire = Wire(random.Random(1).randbytes(400 * KIB), pause=0.0)
     assert whole(wire) == wire.data
     assert wire.asked == [(0, 400 * KIB, False)]
@@ -207,23 +205,23 @@ def fetched(box: peers.Nginx, data: bytes) -> list[str]:
     return [line.split()[3] for line in box.log(least=ledger.requests) if "/blobs/" in line or "/blob " in line]
 
 
-@pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="needs nginx")
+@peers.needs_nginx
 def test_a_server_that_gives_each_connection_little_is_asked_over_several(
     shaped: Callable[[int, str], tuple[peers.Nginx, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # as it is, but for what else this machine does
-    monkeypatch.setattr(_parts, "_busy", lambda: 0.0)
+    monkeypatch.setattr(_parts, "_queued", lambda: 0.0)
     box, data = shaped(40 << 20, "limit_rate 16m;")
     statuses = fetched(box, data)
     assert statuses.count("206") >= 5
     assert set(statuses) == {"200", "206"}
 
 
-@pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="needs nginx")
+@peers.needs_nginx
 def test_a_slow_server_without_ranges_is_asked_for_one_and_then_left_in_peace(
     shaped: Callable[[int, str], tuple[peers.Nginx, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(_parts, "_busy", lambda: 0.0)
+    monkeypatch.setattr(_parts, "_queued", lambda: 0.0)
     box, data = shaped(40 << 20, "limit_rate 30m; max_ranges 0;")
     assert len(fetched(box, data)) == 2  # all of it, and the try

@@ -28,7 +28,6 @@ from tests import peers
 
 USER, SECRET = "user", "pass-canary"
 HASH = "$2y$05$ZEo70udsIwNDr2eovINWgeq8Rafj6tJ6yDgC8dIbnMILT/j5XO4OC"  # bcrypt of SECRET
-needs_nginx = pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="needs nginx")
 
 
 @pytest.fixture
@@ -241,7 +240,7 @@ def test_a_real_registry_without_referrers_has_none(docker_registry: peers.PeerR
 # --- nginx ---
 
 
-@needs_nginx
+@peers.needs_nginx
 def test_a_proxy_that_drops_ranges_is_read_from_the_start(
     docker_registry: peers.PeerRegistry, nginx: Callable[..., peers.Nginx]
 ) -> None:
@@ -258,7 +257,7 @@ def test_a_proxy_that_drops_ranges_is_read_from_the_start(
     assert [line.split()[3] for line in box.log(least=2) if "/blobs/" in line] == ["200", "200"]
 
 
-@needs_nginx
+@peers.needs_nginx
 def test_a_redirect_to_another_port_carries_no_password(
     peer: Callable[..., peers.PeerRegistry],
     docker_registry: peers.PeerRegistry,
@@ -281,7 +280,7 @@ def test_a_redirect_to_another_port_carries_no_password(
     assert any("[Basic " in line for line in box.log())
 
 
-@needs_nginx
+@peers.needs_nginx
 def test_a_mirror_that_is_killed_in_the_middle_is_gone_on_with_at_the_registry(
     docker_registry: peers.PeerRegistry, nginx: Callable[..., peers.Nginx]
 ) -> None:
@@ -299,7 +298,7 @@ def test_a_mirror_that_is_killed_in_the_middle_is_gone_on_with_at_the_registry(
     assert [status for _, path, status in docker_registry.requests() if str(blob.digest) in path] == [200, 206]
 
 
-@needs_nginx
+@peers.needs_nginx
 def test_a_host_that_counts_requests_is_waited_for(
     docker_registry: peers.PeerRegistry, nginx: Callable[..., peers.Nginx]
 ) -> None:
@@ -319,7 +318,7 @@ def test_a_host_that_counts_requests_is_waited_for(
     assert any(" 429 " in line for line in box.log())
 
 
-@needs_nginx
+@peers.needs_nginx
 def test_an_authority_of_ones_own_is_trusted_where_it_is_given(
     docker_registry: peers.PeerRegistry, nginx: Callable[..., peers.Nginx], tmp_path: Path, root: Path
 ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from layercache.errors import (
     IntegrityError,
@@ -203,15 +204,9 @@ def document(
     :raises IntegrityError: if the bytes are not those of the digest asked for, or contradict the registry's own header.
     """
     what = _what(repository, target)
+    get = partial(small, site, repository, what=what, expected=expected, attempts=attempts)
     try:
-        head, raw = yield from small(
-            site,
-            repository,
-            site.at(f"{repository.name}/manifests/{target}"),
-            what=what,
-            expected=expected,
-            attempts=attempts,
-        )
+        head, raw = yield from get(site.at(f"{repository.name}/manifests/{target}"))
     except NotFoundError:
         if not isinstance(target, Digest):
             raise
@@ -219,14 +214,7 @@ def document(
             return (yield from document(site, repository, target, expected=expected, attempts=attempts))
         # Some registries keep manifests as blobs only. Nothing but a 404 may lead here: after a passing failure the
         # same bytes would be taken for something else.
-        head, raw = yield from small(
-            site,
-            repository,
-            site.at(f"{repository.name}/blobs/{target}"),
-            what=what,
-            expected=expected,
-            attempts=attempts,
-        )
+        head, raw = yield from get(site.at(f"{repository.name}/blobs/{target}"))
     content_type = head.headers.get("content-type")
     if _is_schema1(content_type):  # its digest is not that of its bytes; without this it would look like damage
         raise UnsupportedError(f"{what} is a Docker schema 1 manifest", hint="push it again with a current tool")

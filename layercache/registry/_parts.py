@@ -89,31 +89,32 @@ def in_parts(
 def _watched(pieces: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Yield each piece, and whether the connection has kept its reader waiting so far."""
     size = 0
-    idle = began = 0.0
+    idle = began = queued = 0.0
     while True:
-        start, busy = time.perf_counter(), _busy()
+        start, ran = time.perf_counter(), time.thread_time()
         piece = next(pieces, None)
         if piece is None:
             return
         now = time.perf_counter()
         if size:
-            idle += now - start - (_busy() - busy)
+            idle += now - start - (time.thread_time() - ran)
             took = now - began
-            yield piece, size >= _LOOK and idle > _IDLE * took and size < _QUICK * took
+            # The last question costs a file's reading: only where the answer may be yes.
+            starved = size >= _LOOK and size < _QUICK * took and idle > _IDLE * took
+            yield piece, starved and idle - (_queued() - queued) > _IDLE * took
         else:  # how long the first byte took says nothing of those after it
-            began = now
+            began, queued = now, _queued()
             yield piece, False
         size += len(piece)
 
 
-def _busy() -> float:
-    """Seconds for which this thread has run or has waited for a core: not the wire's, on a busy host."""
+def _queued() -> float:
+    """Seconds for which this thread has waited for a core: not the wire's fault, on a busy host."""
     try:
         with Path("/proc/thread-self/schedstat").open("rb") as file:
-            queued = int(file.read().split()[1]) / 1e9
+            return int(file.read().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
-        queued = 0.0  # no such kernel
-    return time.thread_time() + queued
+        return 0.0  # no such kernel
 
 
 class _Part:
@@ -235,7 +236,7 @@ class _Parts:
                             part.pieces.append(piece)
                             self._changed.notify_all()
                             if len(self._threads) == 1 and not self._stopped:  # ranges work here
-                                self._begin(min(_MOST, -(-(self._end - self._next) // PART)))
+                                self._begin(min(_MOST - 1, -(-(self._end - self._next) // PART)))
                 with self._changed:
                     part.done = True
                     self._changed.notify_all()
