@@ -19,14 +19,19 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # The one list of programs that tests and benchmarks start, each with its Debian package.
 PROGRAMS := \
 	curl:curl \
+	dbus-daemon:dbus-daemon \
+	dbus-send:dbus-bin \
 	docker-credential-ecr-login:amazon-ecr-credential-helper \
 	docker-credential-pass:golang-docker-credential-helpers \
 	docker-registry:docker-registry \
+	gnome-keyring-daemon:gnome-keyring \
+	gpg:gpg \
 	igzip:isal \
 	mkfs.ext4:e2fsprogs \
 	mkfs.xfs:xfsprogs \
 	nginx:nginx-light \
 	openssl:openssl \
+	pass:pass \
 	skopeo:skopeo \
 	strace:strace \
 	umoci:umoci \

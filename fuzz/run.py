@@ -59,7 +59,7 @@ def long(name: str, *, runs: int | None, seconds: float) -> None:
         atheris = importlib.import_module("atheris")
     except ImportError:
         sys.exit("atheris is not installed: pip install atheris, or leave out --atheris for a short run")
-    with atheris.instrument_imports(include=["layercache", "json"]):
+    with atheris.instrument_imports(include=["layercache", "json", "tomllib"]):
         target = load(name)
     corpus = HERE / "corpus" / name
     corpus.mkdir(parents=True, exist_ok=True)

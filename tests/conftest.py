@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,38 @@ def stoppable_registry(docker_registry: peers.PeerRegistry, tmp_path: Path) -> I
         yield registry
     finally:
         registry.stop()
+
+
+@pytest.fixture
+def peer(docker_registry: peers.PeerRegistry, tmp_path: Path) -> Iterator[Callable[..., peers.PeerRegistry]]:
+    """Return a starter of further registries over the same images."""
+    started: list[peers.PeerRegistry] = []
+
+    def start(*, store: Path = docker_registry.store, **sections: Any) -> peers.PeerRegistry:
+        home = tmp_path / f"registry-{len(started)}"
+        home.mkdir()
+        started.append(peers.PeerRegistry(home, store, docker_registry.pushed, **sections))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[Callable[..., peers.Nginx]]:
+    """Return a starter of nginx."""
+    started: list[peers.Nginx] = []
+
+    def start(*servers: str, **options: Any) -> peers.Nginx:
+        started.append(peers.Nginx(tmp_path / f"nginx-{len(started)}", *servers, **options))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
 
 
 @pytest.fixture

@@ -40,6 +40,10 @@ PROGRAMS = ("docker-registry", "skopeo")
 REPOSITORY = "demo/serving"
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+USER, SECRET = "user", "pass-canary"
+"""Who may pull from a registry with :func:`passwords`."""
+
+_HASH = "$2y$05$ZEo70udsIwNDr2eovINWgeq8Rafj6tJ6yDgC8dIbnMILT/j5XO4OC"  # bcrypt of SECRET
 _ACCESS = re.compile(rb'"([A-Z]+) (\S+) HTTP/1\.[01]" (\d+)')
 
 
@@ -210,6 +214,12 @@ class PeerRegistry:
         raise AssertionError(f"docker-registry does not answer:\n{self.log_tail()}")
 
 
+def passwords(file: Path) -> dict[str, object]:
+    """Section ``auth`` of a registry that wants ``USER`` and ``SECRET``, by the htpasswd file that is written."""
+    file.write_text(f"{USER}:{_HASH}\n")
+    return {"htpasswd": {"realm": "a realm", "path": str(file)}}
+
+
 def run_openssl(certificate: Path, key: Path) -> None:
     """Write a certificate for 127.0.0.1 that is its own authority, good for two days, and its key."""
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/O=layercache tests"]
@@ -223,10 +233,11 @@ needs_nginx = pytest.mark.skipif(not shutil.which("nginx", path=_PATH), reason="
 class Nginx:
     """nginx on free loopback ports, with ``servers``: bodies of server blocks, in which ``{0}`` is the first's host.
 
-    The ports are bound here, too, so that none is lost between asking and listening.
+    The ports are bound here, too, so that none is lost between asking and listening. ``http2`` is offered over TLS, and
+    all there is without.
     """
 
-    def __init__(self, home: Path, *servers: str, tls: tuple[Path, ...] = ()) -> None:
+    def __init__(self, home: Path, *servers: str, tls: tuple[Path, ...] = (), http2: bool = False) -> None:
         self._sockets = []
         for _ in servers:
             one = socket.socket()
@@ -238,7 +249,7 @@ class Nginx:
         self._process: subprocess.Popen[bytes] | None = None
         for folder in ("body", "proxy", "other"):
             (home / folder).mkdir(parents=True, exist_ok=True)
-        kind = " reuseport ssl" if tls else " reuseport"
+        kind = " reuseport" + " ssl" * bool(tls) + " http2" * http2
         secure = f"ssl_certificate {tls[0]}; ssl_certificate_key {tls[1]};" if tls else ""
         blocks = "".join(
             f"server {{ listen {host}{kind}; {secure} {body.format(*self.hosts)} }}\n"
@@ -248,7 +259,8 @@ class Nginx:
             daemon off; master_process off; pid {home}/pid; error_log {home}/error.log;
             events {{ worker_connections 256; }}
             http {{
-                log_format all '$server_port $request_method $uri $status [$http_authorization] [$http_range]';
+                log_format all '$server_port $request_method $uri $status '
+                    '[$http_authorization] [$http_range] $server_protocol';
                 access_log {home}/access.log all;
                 client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/other;
                 uwsgi_temp_path {home}/other; scgi_temp_path {home}/other;
@@ -289,7 +301,7 @@ class Nginx:
             one.close()
 
     def log(self, *, least: int = 0) -> list[str]:
-        """A line a request: port, method, path, status, [Authorization], [Range].
+        """A line a request: port, method, path, status, [Authorization], [Range], protocol.
 
         A request is logged when nginx has seen its end, which may be after the client has: ``least`` lines are waited
         for.

@@ -33,7 +33,7 @@ from layercache.testing.images import BuiltImage, build_image, layer_tar
 from layercache.testing.registry import BasicAuth, ScriptedRegistry, Status
 from layercache.view import View
 from tests import peers
-from tests.test_registry_peers import HASH, SECRET, USER
+from tests.peers import SECRET, USER
 from tests.test_space import MIB, admit, content, taken
 
 BASE, OWN = "base/python", "acme/private"
@@ -213,13 +213,8 @@ def test_a_tenant_without_permission_reads_nothing(root, tmp_path, registry, ima
 @pytest.mark.real
 def test_a_real_registry_decides_who_may_borrow(root, docker_registry, tmp_path):
     """docker-registry with passwords over the same images: with one, the layers are hits; without, nothing."""
-    (tmp_path / "htpasswd").write_text(f"{USER}:{HASH}\n")
-    guarded = peers.PeerRegistry(
-        tmp_path,
-        docker_registry.store,
-        docker_registry.pushed,
-        auth={"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}},
-    )
+    auth = peers.passwords(tmp_path / "htpasswd")
+    guarded = peers.PeerRegistry(tmp_path, docker_registry.store, docker_registry.pushed, auth=auth)
     guarded.start()
     try:
         public = [f"{guarded.host}/demo/*"]

@@ -1,15 +1,19 @@
-"""The client against real programs: docker-registry with passwords, tokens, as a cache; nginx; credential helpers."""
+"""The client against real programs: docker-registry with passwords, tokens, as a cache; nginx as a proxy."""
 
 from __future__ import annotations
 
 import base64
+import gzip
 import json
-import os
-import shutil
+import socket
+import ssl
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -19,47 +23,12 @@ import pytest
 
 from layercache import LayerCache, diagnose
 from layercache.control import Control
-from layercache.errors import DeniedError, UnauthorizedError, UnreachableError
+from layercache.errors import DeniedError, RegistryError, UnauthorizedError, UnreachableError
 from layercache.metrics import Ledger
 from layercache.oci import Descriptor, Digest, Manifest, Reference, parse_document
 from layercache.registry import Anonymous, Credentials, Password, Registry, Tls
-from layercache.registry._helper import ask_helper
 from tests import peers
-
-USER, SECRET = "user", "pass-canary"
-HASH = "$2y$05$ZEo70udsIwNDr2eovINWgeq8Rafj6tJ6yDgC8dIbnMILT/j5XO4OC"  # bcrypt of SECRET
-
-
-@pytest.fixture
-def peer(docker_registry: peers.PeerRegistry, tmp_path: Path) -> Iterator[Callable[..., peers.PeerRegistry]]:
-    """Return a starter of further registries over the same images."""
-    started: list[peers.PeerRegistry] = []
-
-    def start(*, store: Path = docker_registry.store, **sections: Any) -> peers.PeerRegistry:
-        home = tmp_path / f"registry-{len(started)}"
-        home.mkdir()
-        started.append(peers.PeerRegistry(home, store, docker_registry.pushed, **sections))
-        started[-1].start()
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.stop()
-
-
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[Callable[..., peers.Nginx]]:
-    """Return a starter of nginx."""
-    started: list[peers.Nginx] = []
-
-    def start(*servers: str, tls: tuple[Path, ...] = ()) -> peers.Nginx:
-        started.append(peers.Nginx(tmp_path / f"nginx-{len(started)}", *servers, tls=tls))
-        started[-1].start()
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.close()
+from tests.peers import SECRET, USER
 
 
 def pull(root: Path, host: str, credentials: Credentials | None = None, **options: Any) -> list[str]:
@@ -89,8 +58,7 @@ def test_a_registry_with_passwords_wants_the_right_one(
     peer: Callable[..., peers.PeerRegistry], root: Path, tmp_path: Path
 ) -> None:
     """Its htpasswd challenge is Basic: answered with the password, and refused without one or with a wrong one."""
-    (tmp_path / "htpasswd").write_text(f"{USER}:{HASH}\n")
-    registry = peer(auth={"htpasswd": {"realm": "a realm", "path": str(tmp_path / "htpasswd")}})
+    registry = peer(auth=peers.passwords(tmp_path / "htpasswd"))
 
     assert pull(root, registry.host, Password(registry.host, USER, SECRET)) == ["miss"] * 4
     for credentials in (Anonymous(), Password(registry.host, USER, "wrong")):
@@ -266,8 +234,7 @@ def test_a_redirect_to_another_port_carries_no_password(
     tmp_path: Path,
 ) -> None:
     """Bug 13 on a real proxy: the second server sees the blob requests, and no Authorization in any of them."""
-    (tmp_path / "htpasswd").write_text(f"{USER}:{HASH}\n")
-    guarded = peer(auth={"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}})
+    guarded = peer(auth=peers.passwords(tmp_path / "htpasswd"))
     box = nginx(
         "location ~ /blobs/ {{ return 307 http://{1}$request_uri; }} "
         f"location / {{{{ proxy_pass http://{guarded.host}; }}}}",
@@ -347,29 +314,124 @@ def test_an_authority_of_ones_own_is_trusted_where_it_is_given(
     assert "certificate is not trusted" in last.detail
 
 
-# --- credential helpers ---
+@peers.needs_nginx
+def test_a_server_of_http_2_is_spoken_to_in_http_1(
+    docker_registry: peers.PeerRegistry, nginx: Callable[..., peers.Nginx], tmp_path: Path, root: Path
+) -> None:
+    """The handshake offers http/1.1 and nothing else, so nginx, which prefers h2, speaks that."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    peers.run_openssl(certificate, key)
+    box = nginx(f"location / {{{{ proxy_pass http://{docker_registry.host}; }}}}", tls=(certificate, key), http2=True)
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.set_alpn_protocols(["http/1.1", "h2"])
+    with (
+        socket.create_connection(("127.0.0.1", int(box.hosts[0].partition(":")[2]))) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as other,
+    ):
+        assert other.selected_alpn_protocol() == "h2"  # what a client gets that offers both
+
+    tls = Tls((str(certificate),))
+    assert pull(root, box.hosts[0], tls=tls) == ["miss"] * 4
+    reference = f"{box.hosts[0]}/{peers.REPOSITORY}:oci-gzip"
+    checks = {
+        one.step: one.state for one in diagnose(reference, root=root, tls=tls, plain_http=False, platform="linux/amd64")
+    }
+    assert checks["range"] == "ok"
+    assert {line.split()[-1] for line in box.log(least=6)} == {"HTTP/1.1"}
 
 
-@pytest.mark.skipif(not shutil.which("docker-credential-ecr-login"), reason="needs amazon-ecr-credential-helper")
-@pytest.mark.parametrize("host", ["reg.example", "123456789012.dkr-ecr.us-west-2.on.aws"])
-def test_the_helper_of_amazon_has_nothing_for_a_host_it_does_not_know(tmp_path: Path, host: str) -> None:
-    """It ends with 1 and says so on standard output; Debian's is too old to know dual-stack names."""
-    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
-    assert ask_helper("ecr-login", host, control=Control(timeout=30), environ=environ) is None
+def test_a_server_that_accepts_http_2_alone_is_named(tmp_path: Path, root: Path) -> None:
+    """It refuses the handshake (RFC 7301): one try, and an error that says why. The diagnosis ends at TLS."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    peers.run_openssl(certificate, key)
+    command = [
+        "openssl",
+        "s_server",
+        "-accept",
+        "127.0.0.1:0",
+        "-cert",
+        str(certificate),
+        "-key",
+        str(key),
+        "-alpn",
+        "h2",
+        "-www",
+    ]
+    with subprocess.Popen(
+        command, env=peers.environment(tmp_path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            host = next(line for line in server.stdout if line.startswith("ACCEPT ")).split()[1]
+            tls = Tls((str(certificate),))
+            start = time.monotonic()
+            with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:[0-9]+: it speaks HTTP/2 and no HTTP/1\.1"):
+                pull(root, host, tls=tls)
+            assert time.monotonic() - start < 10
+            last = list(diagnose(f"{host}/a:1", root=root, tls=tls, plain_http=False))[-1]
+        finally:
+            server.kill()
+    assert (last.step, last.state) == ("tls", "fail")
+    assert "speaks HTTP/2" in last.detail
 
 
-@pytest.mark.skipif(not shutil.which("docker-credential-pass"), reason="needs golang-docker-credential-helpers")
-def test_the_helper_of_pass_has_nothing_where_nothing_was_stored(tmp_path: Path) -> None:
-    """It ends with 0, and user and secret are empty: that is nobody, not somebody without a name."""
-    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    assert ask_helper("pass", "reg.example", control=Control(timeout=30), environ=environ) is None
+@peers.needs_nginx
+def test_a_server_that_answers_in_http_2_is_named(nginx: Callable[..., peers.Nginx], root: Path) -> None:
+    """With ``http2`` and no TLS nginx knows nothing else, and greets with frames."""
+    box = nginx("return 200;", http2=True)
+    with pytest.raises(UnreachableError, match="it speaks HTTP/2 and no HTTP/1\\.1"):
+        pull(root, box.hosts[0])
 
 
-@pytest.mark.skipif(
-    not shutil.which("docker-credential-secretservice"), reason="needs golang-docker-credential-helpers"
-)
-def test_a_helper_that_fails_says_why(tmp_path: Path) -> None:
-    """Without a desktop there is no secret service: an error that names the helper, never a silent nobody."""
-    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    with pytest.raises(UnauthorizedError, match="docker-credential-secretservice failed: "):
-        ask_helper("secretservice", "reg.example", control=Control(timeout=30), environ=environ)
+_GZIP = "gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1; gzip_http_version 1.0;"
+
+
+@peers.needs_nginx
+def test_a_proxy_that_compresses_for_who_accepts_it_changes_nothing(
+    docker_registry: peers.PeerRegistry, nginx: Callable[..., peers.Nginx], root: Path
+) -> None:
+    """``gzip on`` for every type: others get coded manifests, here digests and sizes are those of the stored bytes."""
+    box = nginx(f"location / {{{{ {_GZIP} proxy_pass http://{docker_registry.host}; }}}}")
+    url = f"http://{box.hosts[0]}/v2/{peers.REPOSITORY}/manifests/{docker_registry.pushed['oci-gzip'].digest}"
+    accept = {"Accept": "application/vnd.oci.image.manifest.v1+json", "Accept-Encoding": "gzip"}
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        urllib.request.Request(url, headers=accept), timeout=10
+    ) as other:
+        assert other.headers["Content-Encoding"] == "gzip"
+
+    assert pull(root, box.hosts[0]) == ["miss"] * 4
+    client = Registry(box.hosts[0], credentials=Anonymous())
+    blob = layer_of(docker_registry)
+    assert Digest.of(read(client, blob)) == blob.digest
+    assert Digest.of(read(client, blob)[:7] + read(client, blob, 7)) == blob.digest  # the second is a range
+    client.close()
+
+
+@peers.needs_nginx
+@pytest.mark.parametrize("what", ["manifests", "blobs"])
+def test_a_proxy_that_compresses_whoever_asks_is_refused(
+    docker_registry: peers.PeerRegistry, nginx: Callable[..., peers.Nginx], tmp_path: Path, root: Path, what: str
+) -> None:
+    """``gzip_static always`` looks at no Accept-Encoding: no manifest and no blob is taken from it, nor decoded."""
+    files = tmp_path / "files"
+    pushed = docker_registry.pushed["oci-gzip"]
+    coded = gzip.compress(pushed.manifest)
+    blob = layer_of(docker_registry)
+    name = pushed.digest if what == "manifests" else blob.digest
+    place = files / "v2" / peers.REPOSITORY / what
+    place.mkdir(parents=True)
+    (place / f"{name}.gz").write_bytes(coded)
+    type_ = "application/vnd.oci.image.manifest.v1+json"
+    box = nginx(
+        f"root {files}; default_type {type_}; location /v2/{peers.REPOSITORY}/{what}/ {{{{ gzip_static always; }}}} "
+        f"location / {{{{ proxy_pass http://{docker_registry.host}; }}}}"
+    )
+    client = Registry(box.hosts[0], credentials=Anonymous())
+    where = Reference.parse(f"{box.hosts[0]}/{peers.REPOSITORY}@{pushed.digest}")
+    ask: Callable[[], object] = partial(read, client, blob)
+    if what == "manifests":
+        ask = partial(client.document, where.repository, where.target, control=Control(timeout=30), ledger=Ledger())
+    with pytest.raises(RegistryError, match="a content coding nobody asked for") as refused:
+        ask()
+    client.close()
+    assert "recompresses" in refused.value.hint

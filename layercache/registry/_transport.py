@@ -304,6 +304,7 @@ class Transport:
 def _context(tls: Tls, *, home: bool) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.sslsocket_class = TlsSocket
+    context.set_alpn_protocols(["http/1.1"])  # as urllib3 does; a connection that is only looked at is no other
     try:
         for file in tls.ca:
             context.load_verify_locations(file)
@@ -348,6 +349,8 @@ def _raise(error: Exception, watch: Watch, url: Url) -> NoReturn:
     certificate = next((e for e in chain if isinstance(e, ssl.SSLCertVerificationError)), None)
     if certificate is not None:
         reason, tries = f"its certificate is not trusted: {certificate.verify_message}", 1
+    elif any(_is_http2(e) for e in chain):
+        reason, tries = "it speaks HTTP/2 and no HTTP/1.1", 1
     elif any(isinstance(e, ssl.SSLError) for e in chain):
         reason = reason or "TLS failed"
         tries = 3
@@ -360,6 +363,13 @@ def _raise(error: Exception, watch: Watch, url: Url) -> NoReturn:
     elif not reason and cause is not None:
         reason = "the connection broke"
     raise LostError(f"{url.authority}: {reason or 'answered with what is not HTTP'}", tries=tries) from cause
+
+
+def _is_http2(error: BaseException) -> bool:
+    """Tell a handshake refused since h2 was not offered, or a first line that is a SETTINGS frame (RFC 9113, 3.4)."""
+    if isinstance(error, ssl.SSLError):
+        return "no application protocol" in str(error).lower()  # alert 120 (RFC 7301), for which ssl has no name
+    return isinstance(error, http.client.BadStatusLine) and str(error.args[0])[3:9] == "\x04\0\0\0\0\0"
 
 
 _QUERY = re.compile(r"\?\S*")
