@@ -32,6 +32,8 @@ class Wire:
         self.data, self.pause, self.ranges = data, pause, ranges
         self.asked: list[tuple[int, int, bool]] = []
         self.breaks: dict[int, int] = {}
+        self.stalls: dict[int, int] = {}
+        self.dropped: list[int] = []
         self.open = self.most = 0
         self._lock = threading.Lock()
 
@@ -41,6 +43,7 @@ class Wire:
             self.open += 1
             self.most = max(self.most, self.open)
             after = self.breaks.pop(offset, None)
+            stall = self.stalls.pop(offset, None)
         try:
             if strict and not self.ranges:
                 raise RangesError("no ranges", host="")
@@ -51,6 +54,12 @@ class Wire:
                     hashlib.sha256(self.data).digest()  # the core is what is slow
                 if after is not None and start - offset >= after:
                     raise UnreachableError("broken", host="")
+                if stall is not None and start - offset >= stall:
+                    try:
+                        control.wait(60)
+                    except CancelledError:
+                        self.dropped.append(offset)
+                        raise
                 yield self.data[start : min(start + KIB, offset + length)]
         finally:
             with self._lock:
@@ -65,6 +74,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_parts, "_queued", lambda: 0.0)  # whatever else this machine does
 
 
+_QUEUED = _parts._queued
+
+
 def whole(wire: Wire, offset: int = 0, *, spare: threading.BoundedSemaphore | None = None) -> bytes:
     spare = spare_parts() if spare is None else spare
     data = b"".join(in_parts(wire, offset, len(wire.data), spare=spare, control=Control()))
@@ -75,7 +87,8 @@ def whole(wire: Wire, offset: int = 0, *, spare: threading.BoundedSemaphore | No
     return data
 
 
-def test_a_slow_wire_gets_more_connections() -> None:
+def test_a_slow_wire_gets_more_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parts, "_LATE", 1e9)  # whatever this machine does
     wire = Wire(random.Random(1).randbytes(400 * KIB))
     assert whole(wire) == wire.data
     assert 4 < wire.most <= 9  # eight, and the first at the end of its time
@@ -84,13 +97,15 @@ def test_a_slow_wire_gets_more_connections() -> None:
     assert len({offset for offset, _, _ in wire.asked}) == len(wire.asked)  # nothing is asked for twice
 
 
-def test_a_fast_wire_keeps_its_one_connection() -> None:
+def test_a_fast_wire_keeps_its_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parts, "_queued", _QUEUED)
     wire = Wire(random.Random(1).randbytes(400 * KIB), pause=0.0)
     assert whole(wire) == wire.data
     assert wire.asked == [(0, 400 * KIB, False)]
 
 
-def test_a_reader_that_is_slower_than_the_wire_keeps_one_connection() -> None:
+def test_a_reader_that_is_slower_than_the_wire_keeps_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parts, "_queued", _QUEUED)
     wire = Wire(random.Random(1).randbytes(64 * KIB), pause=0.0)
     pieces = in_parts(wire, 0, len(wire.data), spare=spare_parts(), control=Control())
     got = b""
@@ -99,6 +114,37 @@ def test_a_reader_that_is_slower_than_the_wire_keeps_one_connection() -> None:
         got += piece
     assert got == wire.data
     assert len(wire.asked) == 1
+
+
+@pytest.mark.parametrize("stalled", [1, 3])
+def test_what_a_slow_connection_owes_is_fetched_by_another(stalled: int) -> None:
+    """Parts of which nothing or half comes hold nobody up: their rest is asked for again, and the slow are dropped."""
+    wire = Wire(random.Random(1).randbytes(800 * KIB))
+    # Where parts begin depends on when the first connection was found slow; these stall for whoever asks first.
+    begun: list[int] = []
+
+    def ask(offset: int, length: int, *, strict: bool, control: Control) -> Generator[bytes, None, None]:
+        if strict and length == 8 * KIB:
+            begun.append(offset)
+            if len(begun) in range(20, 20 + stalled):
+                wire.stalls[offset] = 4 * KIB * (len(begun) % 2)
+        return wire(offset, length, strict=strict, control=control)
+
+    data = b"".join(in_parts(ask, 0, len(wire.data), spare=spare_parts(), control=Control(timeout=50)))
+    assert data == wire.data
+    assert len(wire.dropped) == stalled
+    twice = [offset for offset in wire.dropped if [o for o, *_ in wire.asked].count(offset) > 1]
+    halves = [o for o, length, strict in wire.asked if strict and length == 4 * KIB]
+    assert len(twice) + len(halves) >= stalled
+    assert not wire.open
+
+
+def test_a_part_that_is_not_late_is_asked_for_once_though_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads with nothing to do, at the end of a blob, leave what comes at the usual pace to whoever has it."""
+    monkeypatch.setattr(_parts, "_LATE", 1e9)
+    wire = Wire(random.Random(1).randbytes(100 * KIB), pause=0.002)
+    assert whole(wire) == wire.data
+    assert len({offset for offset, _, _ in wire.asked}) == len(wire.asked)
 
 
 def test_where_ranges_do_not_work_one_try_shows_it() -> None:

@@ -30,6 +30,8 @@ _IDLE = 0.5  # share of the time that is spent waiting for bytes where the wire 
 _QUICK = 192 << 20  # bytes a second of one connection that need no others
 _MOST = 8  # connections to one blob
 _SPARE = 12  # parts of all blobs that may be in memory
+_LATE = 2.0  # times as long as parts take: one that will take longer is asked for over another connection as well
+_LATELY = 8  # parts by which that is judged
 _SLICE = 0.05
 
 
@@ -52,8 +54,10 @@ def in_parts(
     """Yield the bytes from ``offset`` to ``end`` in order, over as many connections as the wire is worth.
 
     It begins with one. While that keeps its reader waiting, and is no fast one, parts further on are asked for beside
-    it: one at first, which shows whether ranges work here, then up to eight. Where anything goes wrong with them the
-    rest comes over one connection, and what is wrong there is the error. Closing it ends all of them.
+    it: one at first, which shows whether ranges work here, then up to eight. Where one of them is so slow that the
+    others have nothing left to do, what is missing of its part is asked for once more, and it is dropped when that has
+    come. Where anything goes wrong the rest comes over one connection, and what is wrong there is the error. Closing it
+    ends all of them.
     """
     at = offset
     pieces = ask(offset, end - offset, strict=False, control=control)
@@ -118,12 +122,25 @@ def _queued() -> float:
 
 
 class _Part:
-    __slots__ = ("done", "end", "pieces", "start")
+    __slots__ = ("at", "began", "end", "pieces", "start", "transfers")
 
     def __init__(self, start: int, end: int) -> None:
         self.start, self.end = start, end
+        self.at = start  # everything before it has come
+        self.began = time.monotonic()
         self.pieces: deque[bytes] = deque()
-        self.done = False
+        self.transfers: list[Control] = []  # one, and a second where that is slow
+
+    @property
+    def done(self) -> bool:
+        return self.at == self.end
+
+    def take(self, start: int, piece: bytes) -> None:
+        """Keep what is new of the bytes that came from ``start`` on."""
+        new = start + len(piece) - self.at
+        if new > 0:
+            self.pieces.append(piece[-new:])
+            self.at += new
 
 
 class _Parts:
@@ -139,6 +156,7 @@ class _Parts:
         self._changed = threading.Condition()
         self._next = start  # everything before it is somebody's
         self._claimed: dict[int, _Part] = {}
+        self._took: deque[float] = deque(maxlen=_LATELY)
         self._failed = self._stopped = False
         self._threads: list[threading.Thread] = []
         self._begin(1)
@@ -228,18 +246,8 @@ class _Parts:
     def _work(self) -> None:
         clean = False
         try:
-            while (part := self._claim()) is not None:
-                asked = self._ask(part.start, part.end - part.start, strict=True, control=self._own)
-                with closing(asked) as pieces:
-                    for piece in pieces:
-                        with self._changed:
-                            part.pieces.append(piece)
-                            self._changed.notify_all()
-                            if len(self._threads) == 1 and not self._stopped:  # ranges work here
-                                self._begin(min(_MOST - 1, -(-(self._end - self._next) // PART)))
-                with self._changed:
-                    part.done = True
-                    self._changed.notify_all()
+            while (claim := self._claim()) is not None:
+                self._fetch(*claim)
             clean = True
         except LayerCacheError as error:
             # Whatever it is: one connection goes on, and meets it too if it matters.
@@ -249,13 +257,53 @@ class _Parts:
                 self._failed = self._failed or not clean
                 self._changed.notify_all()
 
-    def _claim(self) -> _Part | None:
+    def _fetch(self, part: _Part, control: Control) -> None:
+        """Fetch what is missing of a part, until it is there: by this transfer or by another."""
+        at = part.at
+        try:
+            with closing(self._ask(at, part.end - at, strict=True, control=control)) as pieces:
+                for piece in pieces:
+                    with self._changed:
+                        part.take(at, piece)
+                        at += len(piece)
+                        if part.done:
+                            for other in part.transfers:
+                                if other is not control:
+                                    other.stop()
+                        self._changed.notify_all()
+                        if len(self._threads) == 1 and not self._stopped:  # ranges work here
+                            self._begin(min(_MOST - 1, -(-(self._end - self._next) // PART)))
+        except LayerCacheError:
+            if not part.done:
+                raise  # also where it was the second: what is wrong is not that the first is slow
+            return
         with self._changed:
-            while not (self._stopped or self._failed) and self._next < self._end:
-                if self._spare.acquire(blocking=False):
+            self._took.append(time.monotonic() - part.began)
+
+    def _claim(self) -> tuple[_Part, Control] | None:
+        with self._changed:
+            while not (self._stopped or self._failed):
+                part = None
+                if self._next < self._end and self._spare.acquire(blocking=False):
                     part = _Part(self._next, min(self._next + PART, self._end))
                     self._next = part.end
                     self._claimed[part.start] = part
-                    return part
+                elif self._next >= self._end and all(one.done for one in self._claimed.values()):
+                    return None
+                part = self._late() if part is None else part
+                if part is not None:
+                    part.transfers.append(control := self._own.part())
+                    return part, control
                 self._changed.wait(_SLICE)
             return None
+
+    def _late(self) -> _Part | None:
+        """Return the part that everybody waits for, where it takes much longer than others did."""
+        part = next((one for one in self._claimed.values() if not one.done), None)  # in the order they were claimed
+        if part is None or len(part.transfers) > 1 or not self._took:
+            return None
+        usual = max(sorted(self._took)[len(self._took) // 2], _SLICE)
+        age = time.monotonic() - part.began
+        # Not before the others would have been done: the first bytes take their time.
+        late = age > usual and age * (part.end - part.start) > _LATE * usual * (part.at - part.start)
+        return part if late else None
