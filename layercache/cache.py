@@ -101,6 +101,7 @@ class LayerCache:
         self.jobs = jobs
         self._lock = threading.Lock()
         self._credentials, self._mirrors = credentials, dict(mirrors or {})
+        self._supplies: dict[str, tuple[Credentials | None, Mapping[str, Sequence[Mirror | str]]]] = {}  # by tenant
         self._hosts_dir, self._tls = hosts_dir, tls
         self._kms = kms or KmsKey()
         self._registries: dict[tuple[str, str, bool | None], Registry] = {}
@@ -127,6 +128,8 @@ class LayerCache:
         seal: Seal | None = None,
         quota: int | str | None = None,
         floor: int | str = 0,
+        credentials: Credentials | None = None,
+        mirrors: Mapping[str, Sequence[Mirror | str]] | None = None,
     ) -> Namespace:
         """Return the handle of a tenant's namespace. Nothing is made on disk before something is stored in it.
 
@@ -141,11 +144,17 @@ class LayerCache:
         :param quota: what it may take, in the words of ``budget``: when room is needed, who is over its quota pays
             first.
         :param floor: what it keeps whatever room is needed. Both are remembered until the namespace is purged.
+        :param credentials: this tenant's own, for its registries and mirrors, instead of the cache's. Make them once
+            and give the same object each time: with others, tokens are asked for anew.
+        :param mirrors: by registry host, instead of those that the cache has for it (none, where the list is empty).
+            Both hold for every handle of this name until others are given, or this cache is closed.
         """
         if seal not in (None, "ephemeral", "kms"):
             raise ValueError(f"no such seal: {seal!r}")
         namespace = self._namespace(NamespaceName(name), seal=seal)
         self._limit(namespace.binding, quota, floor)
+        if credentials is not None or mirrors is not None:
+            self._supply(name, credentials, mirrors)
         return namespace
 
     def public_namespace(self, *, quota: int | str | None = None, floor: int | str = 0) -> Contents:
@@ -341,11 +350,12 @@ class LayerCache:
             if self._credentials is None:
                 self._credentials = EcrCredentials()  # of all: ECR's tokens go by the AWS credential they are for
             if key not in self._registries:
+                credentials, mirrors = self._supplies.get(tenant, (None, {}))
                 self._registries[key] = Registry(
                     key[1],
                     plain_http=plain_http,
-                    credentials=self._credentials,
-                    mirrors=self._mirrors.get(repository.host, ()),
+                    credentials=credentials or self._credentials,
+                    mirrors={**self._mirrors, **mirrors}.get(repository.host, ()),
                     hosts_dir=self._hosts_dir,
                     tls=self._tls,
                     pace=self._pace,  # a host that has said "later" has said it to everybody
@@ -387,6 +397,19 @@ class LayerCache:
             jobs=self.jobs,
             costs=self._costs,
         )
+
+    def _supply(
+        self, tenant: str, credentials: Credentials | None, mirrors: Mapping[str, Sequence[Mirror | str]] | None
+    ) -> None:
+        with self._lock:
+            had = self._supplies.get(tenant, (None, {}))
+            now = (credentials or had[0], had[1] if mirrors is None else dict(mirrors))
+            if now == had:
+                return
+            self._supplies[tenant] = now
+            stale = [self._registries.pop(key) for key in list(self._registries) if key[0] == tenant]
+        for registry in stale:  # a pull that runs goes on with it
+            registry.close()
 
     def _let_go(self) -> None:
         with self._lock:

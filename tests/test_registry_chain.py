@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,6 +177,69 @@ def test_a_mirror_that_dies_in_the_middle_is_gone_on_with_where_it_stopped(
     registry.close()
 
     assert origin.requests[0].headers["range"] == f"bytes={half}-{biggest().size - 1}"
+
+
+def test_a_namespace_has_mirrors_of_its_own(mirror: ScriptedRegistry, origin: ScriptedRegistry, root: Path) -> None:
+    """They stand in the place of the cache's, an empty list for none; no other namespace notices."""
+    reference = f"{origin.host}/{NAME}@{IMAGE.digest}"
+    with (
+        ScriptedRegistry() as second,
+        LayerCache(root, janitor=False, credentials=Anonymous(), mirrors={origin.host: [mirror.host]}) as cache,
+    ):
+        second.add(IMAGE, NAME, "1")
+
+        def pull(name: str, **supply: Any) -> tuple[bool, bool, bool]:
+            before = [len(one.requests) for one in (mirror, second, origin)]
+            with cache.namespace(name, **supply).pull(reference, platform="linux/amd64") as image:
+                assert {blob.source for blob in image.report.blobs} == {"miss"}
+            after = [len(one.requests) for one in (mirror, second, origin)]
+            return after[0] > before[0], after[1] > before[1], after[2] > before[2]
+
+        assert pull("as the cache") == (True, False, False)
+        assert pull("own", mirrors={origin.host: [second.host]}) == (False, True, False)
+        assert pull("none", mirrors={origin.host: []}) == (False, False, True)
+        assert pull("of another registry", mirrors={"docker.io": [second.host]}) == (True, False, False)
+        cache.namespace("own").purge()
+        assert pull("own") == (False, True, False)  # as it was given
+        cache.namespace("own").purge()
+        assert pull("own", mirrors={}) == (True, False, False)
+
+
+def test_a_namespace_has_credentials_of_its_own(root: Path) -> None:
+    """With the tenant's own password it pulls where the cache's does not; nobody else does. A new one counts."""
+    with ScriptedRegistry(auth=BasicAuth("user", "right")) as guarded:
+        guarded.add(IMAGE, NAME, "1")
+        reference = f"{guarded.host}/{NAME}@{IMAGE.digest}"
+        right, wrong = Password(guarded.host, "user", "right"), Password(guarded.host, "user", "wrong")
+        cache = LayerCache(root, janitor=False, credentials=wrong, platform="linux/amd64")
+        with pytest.raises(UnauthorizedError):
+            cache.namespace("other").pull(reference)
+        own = cache.namespace("own", credentials=right)
+        own.pull(reference).close()
+        with pytest.raises(UnauthorizedError):
+            cache.namespace("other").pull(reference)
+        own.purge()
+        cache.namespace("own", mirrors={}).pull(reference).close()  # they stay
+        own.purge()
+        assert cache.namespace("own", credentials=wrong) is own
+        with pytest.raises(UnauthorizedError):
+            own.pull(reference)
+        cache.close()
+
+
+def test_the_same_credentials_keep_their_tokens(root: Path) -> None:
+    """Naming them at each request, as a server does, asks for no second token."""
+    with (
+        ScriptedRegistry(auth=BearerAuth("user", "right")) as guarded,
+        LayerCache(root, janitor=False, platform="linux/amd64") as cache,
+    ):
+        guarded.add(IMAGE, NAME, "1")
+        right = Password(guarded.host, "user", "right")
+        for _ in range(3):
+            namespace = cache.namespace("own", credentials=right, mirrors={})
+            namespace.pull(f"{guarded.host}/{NAME}@{IMAGE.digest}").close()
+            namespace.purge()
+        assert [request.path for request in guarded.requests].count("/token") == 1
 
 
 def test_wrong_bytes_of_a_mirror_end_the_pull(mirror: ScriptedRegistry, origin: ScriptedRegistry, root: Path) -> None:
