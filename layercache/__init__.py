@@ -11,17 +11,21 @@
 Errors are in :mod:`layercache.errors`, the values of the OCI specifications in :mod:`layercache.oci`.
 """
 
-from layercache.cache import LayerCache
-from layercache.contents import Contents
-from layercache.control import Progress
-from layercache.doctor import diagnose
-from layercache.errors import LayerCacheError
-from layercache.image import Image, Layer
-from layercache.namespace import Namespace
-from layercache.oci import Descriptor, DiffID, Digest, MediaType, Platform, Reference, Repository
-from layercache.reports import BlobInfo, BlobReport, Check, Finding, ImageInfo, NamespaceInfo, PullReport
-from layercache.store import KmsKey, Receipt
-from layercache.stream import ByteStream
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from layercache.cache import LayerCache
+    from layercache.contents import Contents
+    from layercache.control import Progress
+    from layercache.doctor import diagnose
+    from layercache.errors import LayerCacheError
+    from layercache.image import Image, Layer
+    from layercache.namespace import Namespace
+    from layercache.oci import Descriptor, DiffID, Digest, MediaType, Platform, Reference, Repository
+    from layercache.reports import BlobInfo, BlobReport, Check, Finding, ImageInfo, NamespaceInfo, PullReport
+    from layercache.store import KmsKey, Receipt
+    from layercache.stream import ByteStream
 
 __all__ = [
     "BlobInfo",
@@ -53,3 +57,36 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Names come with the module they are from, when they are first asked for: who needs an error or a digest does not pay
+# for a cache. The same names as above, which type checkers read.
+_HOMES = {
+    "cache": ("LayerCache",),
+    "contents": ("Contents",),
+    "control": ("Progress",),
+    "doctor": ("diagnose",),
+    "errors": ("LayerCacheError",),
+    "image": ("Image", "Layer"),
+    "namespace": ("Namespace",),
+    "oci": ("Descriptor", "DiffID", "Digest", "MediaType", "Platform", "Reference", "Repository"),
+    "reports": ("BlobInfo", "BlobReport", "Check", "Finding", "ImageInfo", "NamespaceInfo", "PullReport"),
+    "store": ("KmsKey", "Receipt"),
+    "stream": ("ByteStream",),
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+            return value
+    try:
+        return import_module(f"{__name__}.{name}")  # layercache.errors, without a line that imports it
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

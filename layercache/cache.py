@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from layercache.binding import Binding
 from layercache.contents import Contents
@@ -22,9 +22,17 @@ from layercache.namespace import Namespace, as_platform
 from layercache.oci import Platform, Repository
 from layercache.policy import Quota, Source
 from layercache.public import PublicRepositories
-from layercache.registry import Credentials, EcrCredentials, Mirror, Pace, Registry, Tls
 from layercache.reports import Housekeeping, NamespaceInfo, NamespaceUsage, Pruned, ReceiptsReport, Usage
 from layercache.store import PUBLIC, Amount, Budget, KmsKey, NamespaceName, Receipt, Seal, Store
+
+if TYPE_CHECKING:
+    from layercache.registry import (  # imports sockets, TLS and more, which a hit does not need
+        Credentials,
+        Mirror,
+        Pace,
+        Registry,
+        Tls,
+    )
 
 __all__ = ["LayerCache", "default_root"]
 
@@ -105,7 +113,7 @@ class LayerCache:
         self._hosts_dir, self._tls = hosts_dir, tls
         self._kms = kms or KmsKey()
         self._registries: dict[tuple[str, str, bool | None], Registry] = {}
-        self._pace = Pace()
+        self._pace: Pace | None = None
         self._costs: dict[str, Source] = {}
         self._namespaces: dict[tuple[NamespaceName, Seal | None], Namespace] = {}
         self._store: Store | None = None
@@ -343,12 +351,16 @@ class LayerCache:
 
     def registry(self, repository: Repository, plain_http: bool | None, *, tenant: str = "") -> Registry:  # noqa: FBT001
         """Return the client for a repository's registry, one for all threads of a tenant: tokens are never shared."""
+        from layercache.registry import EcrCredentials, Pace, Registry  # noqa: PLC0415 - a hit does not need them
+
         key = (tenant, repository.api_host, plain_http)
         with self._lock:
             if self._closed:
                 raise StoreClosedError("the cache is closed", hint="open it again")
             if self._credentials is None:
                 self._credentials = EcrCredentials()  # of all: ECR's tokens go by the AWS credential they are for
+            if self._pace is None:
+                self._pace = Pace()  # one: a host that has said "later" has said it to everybody
             if key not in self._registries:
                 credentials, mirrors = self._supplies.get(tenant, (None, {}))
                 self._registries[key] = Registry(
@@ -358,7 +370,7 @@ class LayerCache:
                     mirrors={**self._mirrors, **mirrors}.get(repository.host, ()),
                     hosts_dir=self._hosts_dir,
                     tls=self._tls,
-                    pace=self._pace,  # a host that has said "later" has said it to everybody
+                    pace=self._pace,
                 )
             return self._registries[key]
 
@@ -420,7 +432,7 @@ class LayerCache:
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._registries, self._store, self._janitor = {}, None, None
-        self._pace = Pace()
+        self._pace = None
 
     def __enter__(self) -> Self:
         return self

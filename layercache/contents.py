@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from layercache.binding import Binding
 from layercache.control import Control
@@ -13,10 +14,12 @@ from layercache.image import Layer
 from layercache.inventory import blob_info, findings
 from layercache.metrics import Ledger
 from layercache.oci import Descriptor, Digest, Repository
-from layercache.registry import Registry
 from layercache.reports import BlobInfo, Finding
 from layercache.store import Blob, Receipt
 from layercache.view import View
+
+if TYPE_CHECKING:
+    from layercache.registry import Registry  # imports sockets, TLS and more, which a hit does not need
 
 __all__ = ["Contents", "as_digest"]
 

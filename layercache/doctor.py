@@ -7,15 +7,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layercache.cache import default_root
 from layercache.control import Control
 from layercache.errors import LayerCacheError, StoreError
 from layercache.namespace import as_platform
 from layercache.oci import Platform, Reference
-from layercache.registry import Credentials, Mirror, Registry, Tls
 from layercache.reports import Check
 from layercache.store import Store
+
+if TYPE_CHECKING:
+    from layercache.registry import Credentials, Mirror, Tls  # imports sockets, TLS and more, which a hit does not need
 
 __all__ = ["diagnose"]
 
@@ -50,6 +53,8 @@ def diagnose(
     reference = Reference.parse(reference) if isinstance(reference, str) else reference
     platform = Platform.host() if platform is None else as_platform(platform)
     control = Control(timeout=timeout, cancel=cancel)
+    from layercache.registry import Registry  # noqa: PLC0415 - for who only reads, too much to import
+
     registry = Registry(
         reference.repository.api_host,
         plain_http=plain_http,

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from layercache import stream
 from layercache.binding import Binding
@@ -33,9 +33,11 @@ from layercache.oci import OCTET_STREAM, Descriptor, DiffID, Digest, MediaType, 
 from layercache.policy import Source as Cost
 from layercache.public import PublicRepositories
 from layercache.pull import Pull
-from layercache.registry import Registry
 from layercache.reports import BlobInfo, ImageInfo, PinInfo
 from layercache.store import Blob, Generation, Pin, check_pin_name, pin, pins, unpin
+
+if TYPE_CHECKING:
+    from layercache.registry import Registry  # imports sockets, TLS and more, which a hit does not need
 
 __all__ = ["Namespace", "as_platform"]
 

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from layercache import stream
 from layercache.control import Control, Progress
@@ -40,10 +41,12 @@ from layercache.oci import (
     parse_document,
 )
 from layercache.policy import Source as Cost
-from layercache.registry import Registry
 from layercache.reports import BlobReport, PullReport, Source
 from layercache.store import Blob, Generation, Grant, Ref, as_granted, grant
 from layercache.view import View
+
+if TYPE_CHECKING:
+    from layercache.registry import Registry  # imports sockets, TLS and more, which a hit does not need
 
 __all__ = ["Pull"]
 

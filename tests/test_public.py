@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import layercache
+
 PACKAGE = Path(__file__).parent.parent / "layercache"
 LISTED = Path(__file__).parent / "public_names.txt"
 
@@ -84,12 +86,36 @@ def test_public_names_are_the_listed_ones() -> None:
     assert now == LISTED.read_text().splitlines(), "if it is meant: UPDATE_DOCS=1 pytest tests/test_public.py"
 
 
-def test_import_is_light() -> None:
-    """``import layercache`` brings in nothing heavy: a host pays for what it uses, when it uses it."""
-    program = "import json, sys, layercache; print(json.dumps(sorted(sys.modules)))"
+@pytest.mark.parametrize(
+    ("program", "none_of"),
+    [
+        ("import layercache", {*HEAVY, "dataclasses", "logging", "ssl"}),
+        ("import layercache.errors", {*HEAVY, "ssl"}),
+        ("from layercache import LayerCache, Namespace, diagnose", {*HEAVY, "ssl"}),
+        ("from layercache.cache import LayerCache; LayerCache('/proc/none', janitor=False).close()", {*HEAVY, "ssl"}),
+    ],
+)
+def test_import_is_light(program: str, none_of: set[str]) -> None:
+    """Nothing heavy comes with a name, and no part of the registry's client: a host pays for what it uses."""
+    program = f"import json, sys; {program}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
     )
-    loaded = {module.partition(".")[0] for module in json.loads(done.stdout)}
+    loaded = set(json.loads(done.stdout))
 
-    assert sorted(loaded & set(HEAVY)) == []
+    assert sorted({module.partition(".")[0] for module in loaded} & none_of) == []
+    assert "layercache.registry" not in loaded
+
+
+def test_a_name_of_the_root_is_the_one_of_its_home() -> None:
+    """Every name comes, as it is in its module; a submodule comes too; anything else is not there."""
+    listed = {name: home for home, names in layercache._HOMES.items() for name in names}
+    assert sorted([*listed, "__version__"]) == sorted(layercache.__all__)
+    for name, home in listed.items():
+        assert getattr(layercache, name) is getattr(importlib.import_module(f"layercache.{home}"), name)
+    assert set(layercache.__all__) <= set(dir(layercache))
+    program = "import layercache; print(layercache.errors.NotFoundError.__name__, hasattr(layercache, 'nothing'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["NotFoundError", "False"]
