@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Callable, Iterator
 from typing import Self
 
 from layercache import codec, stream
-from layercache.errors import NotFoundError
+from layercache.errors import IntegrityError, NotFoundError, UnsupportedError
 from layercache.integrity import Buffer
 from layercache.oci import Compression, Config, Descriptor, DiffID, Digest, Manifest, MediaType, Platform, Reference
 from layercache.reports import PullReport
 from layercache.store import Blob
 
 __all__ = ["Image", "Layer"]
+
+_SENT_AT_ONCE = 8 << 20  # bytes between two looks at whether the namespace lives
 
 
 class Layer:
@@ -78,6 +82,59 @@ class Layer:
         """
         return stream.ByteStream(self._uncompressed())
 
+    def pread(self, offset: int, length: int) -> bytes:
+        """Bytes of :meth:`compressed` from ``offset`` on, ``length`` of them, fewer at the end. For several threads.
+
+        Reads and verifies every chunk that is touched (1 MiB, the first 64 KiB apart); blocks on the disk.
+
+        :raises IntegrityError: where one of them is damaged.
+        :raises NamespacePurgedError: once the namespace was purged.
+        :raises UnsupportedError: in a bypass, which can only be verified at its end.
+        """
+        return self._stored().pread(offset, length)
+
+    def fileno(self) -> int:
+        """Descriptor of the file that holds the bytes of :meth:`compressed`, read-only, for zero-copy and mapping.
+
+        Nothing verifies what is read through it: it was right when it was stored, and what the disk made of it since is
+        not looked at. After a purge the bytes are still there for who has the descriptor, or a copy or mapping of it,
+        and the receipt names the process as pending until they are gone. It is the layer's own: do not close it, nor
+        use it after :meth:`close`; the lease is a lock on it.
+
+        :raises UnsupportedError: in a sealed namespace, where no file holds these bytes, and in a bypass.
+        :raises NamespacePurgedError: once the namespace was purged.
+        """
+        return self._stored().descriptor()
+
+    def sendfile_to(self, fd: int, *, offset: int = 0, length: int | None = None) -> int:
+        """Copy bytes of :meth:`compressed` to ``fd`` within the kernel, and return how many: fewer only at the end.
+
+        As unverified as :meth:`fileno`, but that it ends at a purge within 8 MiB. ``fd`` is a socket, pipe or file;
+        this blocks as long as it takes none, also where it is set not to block.
+
+        :raises OSError: what the kernel says of ``fd`` (a peer that is gone).
+        :raises IntegrityError: where the file is shorter than the blob; what there was was sent.
+        :raises UnsupportedError: as from :meth:`fileno`.
+        :raises NamespacePurgedError: once the namespace was purged.
+        """
+        if offset < 0 or (length is not None and length < 0):
+            raise ValueError("offset and length must not be negative")
+        blob = self._stored()
+        at, end = offset, self.size if length is None else min(self.size, offset + length)
+        while at < end:
+            try:
+                count = os.sendfile(fd, blob.descriptor(), at, min(end - at, _SENT_AT_ONCE))
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(fd, select.POLLOUT)
+                poll.poll()
+                continue
+            if not count:
+                raise IntegrityError("the file is too short", digest=self.digest, expected=self.size, actual=at)
+            at += count
+        blob.descriptor()
+        return max(0, end - offset)
+
     def close(self) -> None:
         """Give up the lease. Closing twice is nothing."""
         if self._blob is not None:
@@ -91,6 +148,13 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"<Layer {self.digest} {self.size} bytes>"
+
+    def _stored(self) -> Blob:
+        if self._blob is None:
+            raise UnsupportedError(
+                f"{self.digest} is not held, so that it is verified only at its end", hint="read it with compressed()"
+            )
+        return self._blob
 
     def _chunks(self) -> Iterator[Buffer]:
         if self._blob is not None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Self
 
-from layercache.errors import IntegrityError
+from layercache.errors import IntegrityError, UnsupportedError
 from layercache.integrity import CHUNK, FIRST, SUM_SIZE, Verifier, chunk_count, chunk_index, chunk_range
 from layercache.oci import Digest
 from layercache.store._disk import Disk, File
@@ -140,6 +140,23 @@ class Blob:
             return b"".join(parts)
         finally:
             _give_back(buffer)
+
+    def descriptor(self) -> int:
+        """Descriptor of the file, in which the content lies from byte 0 on; it is this handle's, and ends with it.
+
+        Whoever reads through it reads what the disk gives: no sum and no fence is looked at after this call.
+
+        :raises UnsupportedError: where the file does not hold the content as it is: a sealed namespace.
+        :raises NamespacePurgedError: once the namespace was purged.
+        """
+        if self._reader.apart or self._head:
+            raise UnsupportedError(
+                "a sealed namespace has no file of the content", hint="read it with compressed() or pread()"
+            )
+        if self._file.closed:
+            raise ValueError("I/O operation on closed blob")
+        self._check_live()
+        return self._file.fd
 
     def verify(self, *, pace: Callable[[int], None] | None = None) -> None:
         """Read everything again and compare with the digest, which no chunk sum can vouch for.
