@@ -1,7 +1,8 @@
 """What a warm, verified, sequential read costs in a sealed namespace beside one in clear, alone and with SHA-256.
 
 The floors are what neither can do without: a plain read of the file from the page cache with XXH3 of each MiB, and
-AES-256-GCM of as much from one buffer into another, with nothing read.
+AES-256-GCM of as much from one buffer into another, with nothing read; and the same without the tag, which proves
+nothing, to see what the cipher itself takes of it.
 
 python -m bench.sealed
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import xxhash
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bench import measure
@@ -55,6 +57,7 @@ def main() -> None:
                 "sealed + sha256": lambda: _read(sealed, digest, hashlib.sha256()),
                 "floor: read + XXH3": lambda: _floor_clear(file),
                 "floor: AES-256-GCM": lambda: _floor_sealed(options.mib),
+                "floor: AES-256-CTR": lambda: _floor_cipher(options.mib),
             }
             costs: dict[str, list[measure.Cost]] = {contender: [] for contender in contenders}
             for number in range(options.rounds + 1):  # the first warms up
@@ -72,6 +75,7 @@ def main() -> None:
             ("clear + sha256", "sealed + sha256"),
             ("clear", "floor: AES-256-GCM"),
             ("floor: read + XXH3", "floor: AES-256-GCM"),
+            ("floor: read + XXH3", "floor: AES-256-CTR"),
         )
     }
     middle = {contender: measure.middle(some) for contender, some in costs.items()}
@@ -105,6 +109,13 @@ def _floor_sealed(mib: int) -> None:
     sealed[: len(raw)] = raw
     for _ in range(mib):
         cipher.decrypt_into(nonce, sealed[: len(raw)], aad, clear)
+
+
+def _floor_cipher(mib: int) -> None:
+    cipher = Cipher(algorithms.AES256(bytes(32)), modes.CTR(bytes(16))).decryptor()
+    sealed, clear = (memoryview(mmap.mmap(-1, size)) for size in (_MIB, _MIB + 4096))
+    for _ in range(mib):
+        cipher.update_into(sealed, clear)
 
 
 def _cost(work: Callable[[], None]) -> measure.Cost:

@@ -9,36 +9,32 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from layercache.binding import Binding
+from layercache.clients import Clients
 from layercache.contents import Contents
 from layercache.control import Control
 from layercache.errors import FormatError, NotFoundError, StoreClosedError, StoreError, UnsafeRootError
 from layercache.janitor import Janitor, keep_house
 from layercache.namespace import Namespace, as_platform
-from layercache.oci import Platform, Repository
+from layercache.oci import Platform
 from layercache.policy import Quota, Source
 from layercache.public import PublicRepositories
 from layercache.reports import Housekeeping, NamespaceInfo, NamespaceUsage, Pruned, ReceiptsReport, Usage
 from layercache.store import PUBLIC, Amount, Budget, KmsKey, NamespaceName, Receipt, Seal, Store
+from layercache.worker import Workers
 
 if TYPE_CHECKING:
-    from layercache.registry import (  # imports sockets, TLS and more, which a hit does not need
-        Credentials,
-        Mirror,
-        Pace,
-        Registry,
-        Tls,
-    )
+    from layercache.registry import Credentials, Mirror, Tls
 
 __all__ = ["LayerCache", "default_root"]
 
 _log = logging.getLogger("layercache")
 
 _JOBS = 4
+_WORKERS = 2
 
 # A forked child shares nothing with its parent: not the root's locks, not its sockets, and not a lock that another
 # thread of the parent may have held. Each side opens its own at its next call.
@@ -63,6 +59,9 @@ class LayerCache:
         ``layercache`` in the XDG cache directory.
     :param platform: what to choose from a multi-platform image. Default: this host's.
     :param jobs: transfers at once, of one pull.
+    :param workers: the most processes for large fills (32 MiB and more), so that this process's own threads do not
+        starve them; they start when there is work and end a minute after it. 0, or a host that lets none be started:
+        all is done on threads.
     :param budget: the most that the root may take on its disk, everything below it counted: ``"200GiB"``, ``"80%"`` of
         the filesystem, or bytes. Default: what was given for this root last, else 80 %. What does not fit is evicted
         for, or passed through.
@@ -88,6 +87,7 @@ class LayerCache:
         *,
         platform: Platform | str | None = None,
         jobs: int = _JOBS,
+        workers: int = _WORKERS,
         budget: int | str | None = None,
         keep_free: int | str | None = None,
         watermarks: tuple[float, float] = (0.95, 0.90),
@@ -102,18 +102,17 @@ class LayerCache:
     ) -> None:
         if jobs < 1:
             raise ValueError("jobs must be at least 1")
+        if workers < 0:
+            raise ValueError("workers must not be negative")
         self._listed = PublicRepositories.of(public)
         self._budget = Budget(budget, keep_free, *watermarks, policy)
         self.root = Path(root) if root is not None else default_root()
         self.platform = Platform.host() if platform is None else as_platform(platform)
         self.jobs = jobs
         self._lock = threading.Lock()
-        self._credentials, self._mirrors = credentials, dict(mirrors or {})
-        self._supplies: dict[str, tuple[Credentials | None, Mapping[str, Sequence[Mirror | str]]]] = {}  # by tenant
-        self._hosts_dir, self._tls = hosts_dir, tls
+        self._clients = Clients(credentials=credentials, mirrors=mirrors, hosts_dir=hosts_dir, tls=tls)
+        self._workers = Workers(workers, root=self.root, budget=self._budget, clients=self._clients)
         self._kms = kms or KmsKey()
-        self._registries: dict[tuple[str, str, bool | None], Registry] = {}
-        self._pace: Pace | None = None
         self._costs: dict[str, Source] = {}
         self._namespaces: dict[tuple[NamespaceName, Seal | None], Namespace] = {}
         self._store: Store | None = None
@@ -162,7 +161,7 @@ class LayerCache:
         namespace = self._namespace(NamespaceName(name), seal=seal)
         self._limit(namespace.binding, quota, floor)
         if credentials is not None or mirrors is not None:
-            self._supply(name, credentials, mirrors)
+            self._clients.supply(name, credentials, mirrors)
         return namespace
 
     def public_namespace(self, *, quota: int | str | None = None, floor: int | str = 0) -> Contents:
@@ -172,7 +171,7 @@ class LayerCache:
         are open raise, and the next pull fetches again. ``quota`` and ``floor`` are as in :meth:`namespace`.
         """
         self._limit(self._public, quota, floor)
-        return Contents(self._public, public=None, registry=self.registry)
+        return Contents(self._public, public=None, registry=self._clients.client)
 
     def _limit(self, binding: Binding, quota: int | str | None, floor: int | str) -> None:
         if quota is not None or floor:
@@ -192,7 +191,7 @@ class LayerCache:
             if stored is not None and tenancy.state == "live":
                 binding = Binding(stored, self.store)
                 # What it borrows is not its own, and counted where it lies.
-                for info in Contents(binding, public=None, registry=self.registry).blobs():
+                for info in Contents(binding, public=None, registry=self._clients.client).blobs():
                     blobs, size = blobs + 1, size + info.size
                 binding.release()
             name = None if tenancy.name is None else tenancy.name.text
@@ -349,43 +348,17 @@ class LayerCache:
                     self._janitor = Janitor(self.store, let_go=self._let_go)
             return self._store
 
-    def registry(self, repository: Repository, plain_http: bool | None, *, tenant: str = "") -> Registry:  # noqa: FBT001
-        """Return the client for a repository's registry, one for all threads of a tenant: tokens are never shared."""
-        from layercache.registry import EcrCredentials, Pace, Registry  # noqa: PLC0415 - a hit does not need them
-
-        key = (tenant, repository.api_host, plain_http)
-        with self._lock:
-            if self._closed:
-                raise StoreClosedError("the cache is closed", hint="open it again")
-            if self._credentials is None:
-                self._credentials = EcrCredentials()  # of all: ECR's tokens go by the AWS credential they are for
-            if self._pace is None:
-                self._pace = Pace()  # one: a host that has said "later" has said it to everybody
-            if key not in self._registries:
-                credentials, mirrors = self._supplies.get(tenant, (None, {}))
-                self._registries[key] = Registry(
-                    key[1],
-                    plain_http=plain_http,
-                    credentials=credentials or self._credentials,
-                    mirrors={**self._mirrors, **mirrors}.get(repository.host, ()),
-                    hosts_dir=self._hosts_dir,
-                    tls=self._tls,
-                    pace=self._pace,
-                )
-            return self._registries[key]
-
     def close(self) -> None:
         """Close connections and the root. Images that are still open stay readable. Closing twice is nothing."""
         with self._lock:
             self._closed = True
-            registries, self._registries = list(self._registries.values()), {}
             store, self._store = self._store, None
             janitor, self._janitor = self._janitor, None
             namespaces = list(self._namespaces.values())
         if janitor is not None:
             janitor.stop()
-        for registry in registries:
-            registry.close()
+        self._workers.close()
+        self._clients.close()
         for binding in (self._public, *(namespace.binding for namespace in namespaces)):
             binding.release()
         if store is not None:
@@ -399,29 +372,16 @@ class LayerCache:
             return namespace
 
     def _handle(self, name: NamespaceName, *, seal: Seal | None) -> Namespace:
-        registry = partial(self.registry, tenant=name.text)
         return Namespace(
             Binding(name, self.store, seal=seal),
             public=self._public,
             listed=self._listed,
-            registry=registry,
+            clients=self._clients,
+            workers=self._workers,
             platform=self.platform,
             jobs=self.jobs,
             costs=self._costs,
         )
-
-    def _supply(
-        self, tenant: str, credentials: Credentials | None, mirrors: Mapping[str, Sequence[Mirror | str]] | None
-    ) -> None:
-        with self._lock:
-            had = self._supplies.get(tenant, (None, {}))
-            now = (credentials or had[0], had[1] if mirrors is None else dict(mirrors))
-            if now == had:
-                return
-            self._supplies[tenant] = now
-            stale = [self._registries.pop(key) for key in list(self._registries) if key[0] == tenant]
-        for registry in stale:  # a pull that runs goes on with it
-            registry.close()
 
     def _let_go(self) -> None:
         with self._lock:
@@ -431,8 +391,8 @@ class LayerCache:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._registries, self._store, self._janitor = {}, None, None
-        self._pace = None
+        self._store = self._janitor = None
+        self._clients.forget()
 
     def __enter__(self) -> Self:
         return self

@@ -72,6 +72,15 @@ class Ledger:
         with self._lock:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
 
+    def take(self, requests: int, received: Mapping[str, int], seconds: Mapping[str, float]) -> None:
+        """Add what another process has counted for this operation."""
+        with self._lock:
+            self._requests += requests
+        for source, count in received.items():
+            self.received(source, count)
+        for stage, took in seconds.items():
+            self.add(stage, took)
+
     @contextmanager
     def span(self, stage: str) -> Iterator[None]:
         """Add the time of the ``with`` block to ``stage``."""

@@ -7,11 +7,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from layercache import stream
 from layercache.binding import Binding
+from layercache.clients import Clients
 from layercache.contents import Contents, as_digest
 from layercache.control import Control, Progress
 from layercache.errors import InUseError, NotFoundError, StoreError
@@ -35,9 +37,7 @@ from layercache.public import PublicRepositories
 from layercache.pull import Pull
 from layercache.reports import BlobInfo, ImageInfo, PinInfo
 from layercache.store import Blob, Generation, Pin, check_pin_name, pin, pins, unpin
-
-if TYPE_CHECKING:
-    from layercache.registry import Registry  # imports sockets, TLS and more, which a hit does not need
+from layercache.worker import Workers
 
 __all__ = ["Namespace", "as_platform"]
 
@@ -58,12 +58,15 @@ class Namespace(Contents):
         *,
         public: Binding,
         listed: PublicRepositories,
-        registry: Callable[[Repository, bool | None], Registry],
+        clients: Clients,
+        workers: Workers,
         platform: Platform,
         jobs: int,
         costs: dict[str, Cost],
     ) -> None:
-        super().__init__(binding, public=public, registry=registry)
+        tenant = binding.name.text
+        super().__init__(binding, public=public, registry=partial(clients.client, tenant=tenant))
+        self._filling = partial(workers.fill, tenant=tenant)
         self._listed = listed
         self._platform = platform
         self._jobs = jobs
@@ -115,6 +118,7 @@ class Namespace(Contents):
             public=reference.repository in self._listed,
             trouble=trouble,
             costs=self._costs,
+            filling=partial(self._filling, plain_http=plain_http),
             control=control,
         )
         return pull.run(wanted, explicit=platform is not None, jobs=jobs or self._jobs, fresh=fresh)

@@ -23,7 +23,7 @@ from layercache.errors import (
     RegistryError,
     StoreError,
 )
-from layercache.fill import Fetch, fill
+from layercache.fill import Fetch
 from layercache.image import Image, Layer
 from layercache.inventory import unique
 from layercache.metrics import Ledger, Meter
@@ -44,6 +44,7 @@ from layercache.policy import Source as Cost
 from layercache.reports import BlobReport, PullReport, Source
 from layercache.store import Blob, Generation, Grant, Ref, as_granted, grant
 from layercache.view import View
+from layercache.worker import Filled
 
 if TYPE_CHECKING:
     from layercache.registry import Registry  # imports sockets, TLS and more, which a hit does not need
@@ -59,6 +60,7 @@ class Pull:
     :param registry: gives the client, when the network is needed at all.
     :param costs: what a miss has taken so far, by source; kept up to date.
     :param view: where blobs are kept; ``None`` where the store cannot be used, for the reason in ``trouble``.
+    :param filling: fetches a blob into a generation, here or in a worker process: :meth:`Workers.fill`.
     :param public: the repository is a public one: what its manifests name is kept once for all, and borrowed.
     """
 
@@ -71,6 +73,7 @@ class Pull:
         public: bool,
         trouble: StoreError | None,
         costs: dict[str, Cost],
+        filling: Callable[..., Filled],
         control: Control,
     ) -> None:
         self._reference = reference
@@ -82,6 +85,7 @@ class Pull:
         self._grants: dict[Digest, Grant] = {}  # what the manifest of a public repository lets us read
         self._trouble = trouble
         self._costs = costs
+        self._fill = filling
         self._control = control
         self._ledger = Ledger()
         self._held: dict[Digest, Blob] = {}
@@ -337,14 +341,17 @@ class Pull:
         meter = Meter()
         lent = self._grants.get(descriptor.digest)
         try:
-            blob, fetched = fill(
+            found = self._fill(
                 self._generation if lent is None or self._view is None else self._view.lender(),
                 descriptor,
-                lambda offset: meter.over((fetch or self._fetcher(descriptor))(offset)),
+                fetch or self._fetcher(descriptor),
+                remote=fetch is None,
+                repository=self._repository,
+                parent=self._reference.tag or self._reference.digest,
                 diff_id=diff_id,
-                origin=str(self._repository),
                 control=self._control,
                 ledger=self._ledger,
+                meter=meter,
             )
         except (StoreError, InUseError, NamespacePurgedError) as error:
             if isinstance(error, NamespacePurgedError):
@@ -354,13 +361,13 @@ class Pull:
             _log.warning("%s goes past the cache: %s", descriptor.digest, error)
             self._report(descriptor, "bypass", error)
             return
-        self._held[descriptor.digest] = blob
-        self._check_size(blob, descriptor)
+        self._held[descriptor.digest] = found.blob
+        self._check_size(found.blob, descriptor)
         if lent is not None:
-            as_granted(blob, lent, self._generation)
-        if fetched:
+            as_granted(found.blob, lent, self._generation)
+        if found.fetched:
             self._note_cost(descriptor, meter, remote=fetch is None)
-        self._report(descriptor, "miss" if fetched else "hit")
+        self._report(descriptor, "miss" if found.fetched else "hit", reason=found.reason, worker=found.worker)
 
     def _note_cost(self, descriptor: Descriptor, meter: Meter, *, remote: bool) -> None:
         """Let eviction know what it took to get a blob."""
@@ -427,13 +434,21 @@ class Pull:
         """Read a blob that the store could not take, later, outside of the pull's deadline."""
         return self._registry.fetch(self._repository, descriptor, control=Control(), ledger=Ledger())
 
-    def _report(self, descriptor: Descriptor, source: Source, error: LayerCacheError | None = None) -> None:
+    def _report(
+        self,
+        descriptor: Descriptor,
+        source: Source,
+        error: LayerCacheError | None = None,
+        *,
+        reason: str = "",
+        worker: bool = False,
+    ) -> None:
         if descriptor.digest in self._reports:
             return
         blob = self._held.get(descriptor.digest)
         if source == "hit" and self._view is not None and blob is not None:
             self._view.used(blob)
-        reason = "" if error is None else f"{getattr(error, 'reason', 'in use')}: {error.what}"
+        reason = reason if error is None else f"{getattr(error, 'reason', 'in use')}: {error.what}"
         self._reports[descriptor.digest] = BlobReport(
             digest=descriptor.digest,
             media_type=descriptor.media_type,
@@ -442,6 +457,7 @@ class Pull:
             origin="" if source == "hit" else self._registry.host,
             reason=reason,
             public=blob is not None and blob.lent,
+            worker=worker,
         )
         self._control.report(Progress(descriptor.digest, descriptor.size, descriptor.size, source))
 

@@ -35,7 +35,8 @@ class BlobReport:
 
     ``hit``: it was here. ``miss``: it was fetched and is here now. ``bypass``: the store could not take it for
     ``reason``; it is read from ``origin`` when it is asked for. ``origin`` is empty for a hit. ``public`` is true where
-    it lies in the public namespace.
+    it lies in the public namespace, ``worker`` where a worker process fetched it; a large ``miss`` with a ``reason``
+    was fetched on a thread of this process, because there was none to be had.
     """
 
     digest: Digest
@@ -45,6 +46,7 @@ class BlobReport:
     origin: str = ""
     reason: str = ""
     public: bool = False
+    worker: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -56,6 +58,7 @@ class BlobReport:
             "origin": self.origin,
             "reason": self.reason,
             "public": self.public,
+            "worker": self.worker,
         }
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -387,6 +388,25 @@ def test_a_trim_waits_for_nobody(store, root, monkeypatch, unhurried):
     levels = until(lambda: [one.level for one in store.receipts()], lambda levels: levels.count("discarded") == 3)
     assert (len(levels), len(trims)) == (7, 2)
     assert store.verify_receipts().problems == ()
+
+
+def test_a_second_trim_of_the_same_purge_is_no_second_receipt(store):
+    """Two calls wait for one purge, and both trim when it has ended: ext4 then has nothing left to hand over."""
+    receipt = Receipt("0" * 64, 1, "discarded", trimmed=4096)
+    first = store._chain.append(receipt)
+
+    assert store._chain.append(replace(receipt, trimmed=0)) == first
+    assert store._chain.append(replace(receipt, trimmed=512)) == first
+    assert [one.level for one in store.receipts()] == ["discarded"]
+
+
+def test_a_trim_that_follows_the_end_of_a_key_is_a_receipt_of_its_own(store):
+    receipt = Receipt("0" * 64, 1, "crypto-erased")
+    store._chain.append(receipt)
+
+    assert store._chain.append(replace(receipt, trimmed=4096)).number == 2
+    assert store._chain.append(receipt).ends
+    assert len(list(store.receipts())) == 2
 
 
 @pytest.mark.parametrize(

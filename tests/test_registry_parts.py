@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layercache.control import Control
+from layercache.crowd import queued
 from layercache.errors import CancelledError, UnreachableError
 from layercache.metrics import Ledger
 from layercache.oci import OCTET_STREAM, Descriptor, Digest, Repository
@@ -71,10 +72,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let parts be small, and every connection one to look at."""
     monkeypatch.setattr(_parts, "PART", 8 * KIB)
     monkeypatch.setattr(_parts, "_LOOK", 4 * KIB)
-    monkeypatch.setattr(_parts, "_queued", lambda: 0.0)  # whatever else this machine does
-
-
-_QUEUED = _parts._queued
+    monkeypatch.setattr(_parts, "queued", lambda: 0.0)  # whatever else this machine does
 
 
 def whole(wire: Wire, offset: int = 0, *, spare: threading.BoundedSemaphore | None = None) -> bytes:
@@ -98,14 +96,14 @@ def test_a_slow_wire_gets_more_connections(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_fast_wire_keeps_its_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_parts, "_queued", _QUEUED)
+    monkeypatch.setattr(_parts, "queued", queued)  # the wait for a core is not the wire's
     wire = Wire(random.Random(1).randbytes(400 * KIB), pause=0.0)
     assert whole(wire) == wire.data
     assert wire.asked == [(0, 400 * KIB, False)]
 
 
 def test_a_reader_that_is_slower_than_the_wire_keeps_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_parts, "_queued", _QUEUED)
+    monkeypatch.setattr(_parts, "queued", queued)
     wire = Wire(random.Random(1).randbytes(64 * KIB), pause=0.0)
     pieces = in_parts(wire, 0, len(wire.data), spare=spare_parts(), control=Control())
     got = b""
@@ -256,7 +254,7 @@ def test_a_server_that_gives_each_connection_little_is_asked_over_several(
     shaped: Callable[[int, str], tuple[peers.Nginx, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # as it is, but for what else this machine does
-    monkeypatch.setattr(_parts, "_queued", lambda: 0.0)
+    monkeypatch.setattr(_parts, "queued", lambda: 0.0)
     box, data = shaped(40 << 20, "limit_rate 16m;")
     statuses = fetched(box, data)
     assert statuses.count("206") >= 5
@@ -268,6 +266,6 @@ def test_a_slow_server_without_ranges_is_asked_for_one_and_then_left_in_peace(
     shaped: Callable[[int, str], tuple[peers.Nginx, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(_parts, "_queued", lambda: 0.0)
+    monkeypatch.setattr(_parts, "queued", lambda: 0.0)
     box, data = shaped(40 << 20, "limit_rate 30m; max_ranges 0;")
     assert len(fetched(box, data)) == 2  # all of it, and the try

@@ -9,10 +9,10 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Protocol
 
 from layercache.control import Control
+from layercache.crowd import queued
 from layercache.errors import LayerCacheError, RegistryError
 
 __all__ = ["PART", "WORTH", "Ask", "in_parts", "spare_parts"]
@@ -93,7 +93,7 @@ def in_parts(
 def _watched(pieces: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Yield each piece, and whether the connection has kept its reader waiting so far."""
     size = 0
-    idle = began = queued = 0.0
+    idle = began = waited = 0.0
     while True:
         start, ran = time.perf_counter(), time.thread_time()
         piece = next(pieces, None)
@@ -105,20 +105,11 @@ def _watched(pieces: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:
             took = now - began
             # The last question costs a file's reading: only where the answer may be yes.
             starved = size >= _LOOK and size < _QUICK * took and idle > _IDLE * took
-            yield piece, starved and idle - (_queued() - queued) > _IDLE * took
+            yield piece, starved and idle - (queued() - waited) > _IDLE * took
         else:  # how long the first byte took says nothing of those after it
-            began, queued = now, _queued()
+            began, waited = now, queued()
             yield piece, False
         size += len(piece)
-
-
-def _queued() -> float:
-    """Seconds for which this thread has waited for a core: not the wire's fault, on a busy host."""
-    try:
-        with Path("/proc/thread-self/schedstat").open("rb") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0  # no such kernel
 
 
 class _Part:

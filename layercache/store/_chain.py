@@ -187,8 +187,8 @@ class Chain:
                     known = parse_line(lines[index], _number_of(lines[index]) or index + 1)
                     if (known.slot, known.generation) != (receipt.slot, receipt.generation) or not known.ends:
                         continue
-                    # Who comes after a death may know less than the one who died.
-                    same = (known.level, known.trimmed > 0) == (receipt.level, receipt.trimmed > 0)
+                    # Who comes after a death may know less than who died; a second trim finds less to hand over.
+                    same = known.level == receipt.level and (known.trimmed > 0 or not receipt.trimmed)
                     if same or receipt.level == "unlinked":
                         return known
         return None

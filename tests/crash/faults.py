@@ -269,7 +269,10 @@ def _play(home: Path, scenario: str, *options: str, again: bool = False) -> tupl
 def _open_below(pid: int, root: Path) -> list[str]:
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        target = str(entry.readlink())
+        try:
+            target = str(entry.readlink())
+        except FileNotFoundError:  # closed since
+            continue
         if target.startswith(str(root)):
             found.append(target.removeprefix(str(root)))
     return found
@@ -359,7 +362,9 @@ def run(point: Point, *, finish: str = "open") -> Outcome:
         outcome.events = life.events
         outcome.injected = outcome.log.count("(INJECTED)") + outcome.log.count("+++ killed by SIGKILL")
         killed = "+++ killed by SIGKILL" in outcome.log
-        promises = Promises(faulty=not killed and not point.harmless, unlocked=point.call == "flock")
+        # A close that was injected did not close, whatever the error: what follows from that is the injection's doing.
+        faulty = not killed and not (point.harmless and point.call != "close")
+        promises = Promises(faulty=faulty, unlocked=point.call == "flock")
         promises.hear(outcome.events)
         if point.call in ("preadv", "pread64") and point.fault == "EIO":
             promises.unreadable()
@@ -370,7 +375,6 @@ def run(point: Point, *, finish: str = "open") -> Outcome:
             outcome.findings.append(f"the scenario ended in the middle: {outcome.events[-1:]}")
         if left and point.call != "close":
             outcome.findings.append(f"files stay open: {', '.join(sorted(left))}")
-        # (A close that was injected did not close: what follows from that is the injection's doing.)
         if point.harmless and promises.errors and point.call != "close":
             outcome.findings.append(f"{point.fault} is no reason to fail: {'; '.join(promises.errors)}")
         last = [event["is"] for event in outcome.events if event["op"] == "purge"][-1:]

@@ -4,6 +4,7 @@
     python -m tests.crash.power xfs --only put --mode log --cut 12 3     one point: cut after the 12th change of the
                                                                          scenario, then after the recovery's 3rd
     python -m tests.crash.power xfs --only purge --finish cli            the command finishes what is left of a purge
+    python -m tests.crash.power xfs --only purge --finish same           ... or its process, when the disk is back
 
 Every life (the scenario, each recovery that is cut, the last look) is a process of its own that the cut ends, so that
 no clean-up of ours runs in it. Cut 0 means: let it come to its end, then cut.
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from layercache.errors import LayerCacheError
 from layercache.store import Store
 from layercache.store._disk import Dir, Disk, File, Handle, PosixDisk
 from tests.crash import loopfs
@@ -75,6 +77,7 @@ class CutDisk:
         self.sync: Callable[..., Any]
         self._cut_at = self._neighbour_at = 0
         self._mode = loopfs.CUT
+        self.survives = self.was_cut = False
         self._aside = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         for name in _CHANGES:
             setattr(self, name, self._counting(getattr(self._inner, name)))
@@ -96,9 +99,12 @@ class CutDisk:
         self.sync = lambda handle: None if isinstance(handle, kind) else flush(handle)
 
     def cut(self) -> None:
-        """End the power, and this process with it."""
+        """End the power, and this process with it, unless it ``survives`` on a disk that answers no more."""
         loopfs.cut_power(self._aside, self._mode)
-        os._exit(_CUT_STATUS)
+        if not self.survives:
+            os._exit(_CUT_STATUS)
+        self.was_cut = True
+        os.close(self._aside)
 
     def background(self, job: Callable[[], None]) -> None:
         """Run nothing beside: each life is one line of changes."""
@@ -107,7 +113,7 @@ class CutDisk:
         def counted(*args: Any, **options: Any) -> Any:
             result = verb(*args, **options)
             self.changes += 1
-            if self.changes == self._neighbour_at:
+            if self.changes == self._neighbour_at and not self.was_cut:
                 self._be_a_neighbour()
             if self.changes == self._cut_at:
                 self.cut()
@@ -176,7 +182,7 @@ def run(
     """Play one chain of cuts from a prepared filesystem and say what is wrong at its end.
 
     What is left of a purge is finished by whoever opens the root next (``open``), or before that by the command
-    (``cli``).
+    (``cli``), or by the ``same`` process, which outlives the disk's failure and tries again when it is mounted anew.
     ``without`` the flushes of ``files`` or ``directories`` the scenario is a wrong one, which must show.
     """
     scenario, root = SCENARIOS[point.scenario], image.place / "root"
@@ -198,9 +204,23 @@ def run(
             disks[0].arm(point.mode, point.cuts[0])
         if without:
             disks[0].forget(_FLUSHES[without])
-        scenario.act(actor)
+        disks[0].survives = finish == "same"
+        try:
+            scenario.act(actor)
+        except LayerCacheError:  # said by its step
+            if not disks[0].was_cut:
+                raise
         say({"op": "changes", "is": "done", "count": disks[0].changes})
-        disks[0].cut()
+        if not disks[0].was_cut:
+            disks[0].cut()
+        actor.close()
+        image.unmount()
+        image.mount()
+        again = Actor(root, say, lambda: _disk(root, 1)[1])
+        again.open()
+        again.purge("a")
+        again.close()
+        os._exit(_CUT_STATUS)
 
     def recover(say: Callable[[Event], None], boot: int, cut_at: int) -> None:
         if finish == "cli" and cut_at == 0:
@@ -213,7 +233,7 @@ def run(
         say({"op": "changes", "is": "done", "count": cutting.changes})
         if cut_at == 0:
             store.close()
-            promises = Promises(faulty=False)
+            promises = Promises(faulty=finish == "same")
             promises.hear(said + outcome.events)
             for finding in promises.findings + examine(
                 root, promises, disk=_disk(root, boot)[1], boot=f"{boot:012x}", recovered=True
@@ -226,6 +246,8 @@ def run(
     image.mount()
     status, outcome.events = _live(act)
     _conclude(outcome, status, outcome.events, _CUT_STATUS)
+    if finish == "same" and [event["op"] for event in outcome.events[-2:]] != ["purge", "purge"]:
+        outcome.findings.append("the same process could not purge to the end when it tried again")
     for boot, cut_at in enumerate((*point.cuts[1:], 0), 2):
         image.unmount()
         try:
@@ -332,7 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--nested", type=int, default=1, help="go deeper from each so many-th cut; 0 from none")
     parser.add_argument("--shard", default="0/1", help="K/N: each N-th cut, beginning with the K-th")
     parser.add_argument(
-        "--finish", choices=("open", "cli"), default="open", help="who finishes what is left of a purge"
+        "--finish", choices=("open", "same", "cli"), default="open", help="who finishes what is left of a purge"
     )
     parser.add_argument("--without", choices=sorted(_FLUSHES), default="", help="drop these flushes: it must show")
     options = parser.parse_args(arguments)

@@ -25,9 +25,10 @@ def test_a_read_only_filesystem_is_read_from_and_written_to_when_it_can_be(recor
     sweeps.finish([sweeps.start("tests.crash.readonly", "xfs")], record_property)
 
 
-def test_the_command_finishes_a_purge_that_a_power_cut_ended(record_property):
-    """Nothing is left in trash, every ended generation has its receipt, and the chain is whole."""
+@pytest.mark.parametrize("finish", ["same", "cli"])
+def test_a_purge_that_a_power_cut_ended_is_finished(finish, record_property):
+    """By its own process once the disk is back, or by the command: nothing is left, the chain of receipts is whole."""
     share = ["--shard", sweeps.shard(4 * sweeps.POWER_DAYS), "--nested", "1" if sweeps.SOAK else "0"]
     sweeps.finish(
-        [sweeps.start("tests.crash.power", "xfs", "--only", "purge", "--finish", "cli", *share)], record_property
+        [sweeps.start("tests.crash.power", "xfs", "--only", "purge", "--finish", finish, *share)], record_property
     )
