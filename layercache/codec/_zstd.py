@@ -18,6 +18,8 @@ class Zstd(Stage):
 
     The binding fills one piece a call and stops, so no input can make a call expand to more than a piece, and no copy
     is made. ``zstandard.decompressobj`` would have to be fed block by block for that, and copies: 6 % slower.
+    Frames decoded side by side (``multi_decompress_to_buffer``, two threads, batches of 8 to 32 MiB) took 0.19-0.24 s
+    where this takes 0.22 s, on two cores: fresh memory for each batch costs what the second core gives.
     """
 
     def __init__(self, limits: Limits, digest: object) -> None:
