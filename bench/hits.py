@@ -1,6 +1,7 @@
 """What a start that finds its layers waits for: opening a root of many blobs, and the first byte of one of them.
 
-And what a fill waits for where room is short: the choice of victims.
+Beside a hit, its floor: the system calls that it makes, and nothing else. And what a fill waits for where room is
+short: the choice of victims.
 
 python -m bench.hits
 """
@@ -8,6 +9,9 @@ python -m bench.hits
 from __future__ import annotations
 
 import argparse
+import fcntl
+import mmap
+import os
 import random
 import tempfile
 import time
@@ -17,6 +21,7 @@ from statistics import median, quantiles
 from bench import measure
 from bench.purge import fill
 from layercache import LayerCache
+from layercache.integrity import FIRST
 from layercache.oci import Digest
 from layercache.policy import Policy, Source
 from layercache.store import NamespaceName
@@ -44,11 +49,14 @@ def main() -> None:
                 f"{_SMALL >> 10} KiB": _hits(cache, _NAME.text, some),
                 f"{_LARGE >> 20} MiB": _hits(cache, "bench/large", [large]),
             }
+        floors = {f"{_SMALL >> 10} KiB": _floor(root, some), f"{_LARGE >> 20} MiB": _floor(root, [large])}
     choice = _choice()
     rows = [(f"open a root of {options.blobs:,} blobs and look one up", f"{1e3 * median(opened):.2f} ms", "")]
     for kind, seconds in hits.items():
         cuts = quantiles(seconds, n=100)
         rows.append((f"hit: open and first byte of {kind}", f"{1e6 * cuts[49]:.0f} us", f"{1e6 * cuts[98]:.0f} us"))
+        cuts = quantiles(floors[kind], n=100)
+        rows.append(("  its system calls alone", f"{1e6 * cuts[49]:.0f} us", f"{1e6 * cuts[98]:.0f} us"))
     rows.append((f"choose a victim of {_HELD:,}", f"{1e6 * choice:.1f} us", ""))
     print(measure.table(("what", "median", "p99"), rows))
     path = measure.save(
@@ -57,6 +65,7 @@ def main() -> None:
         blobs=options.blobs,
         open_seconds=opened,
         hit_seconds={kind: quantiles(seconds, n=100) for kind, seconds in hits.items()},
+        floor_seconds={kind: quantiles(seconds, n=100) for kind, seconds in floors.items()},
         victim_seconds=choice,
     )
     print(f"kept in {path}")
@@ -80,6 +89,41 @@ def _hits(cache: LayerCache, name: str, digests: list[Digest]) -> list[float]:
         if number >= 500:  # the first ones warm up
             found.append(took)
     return found
+
+
+def _floor(root: Path, digests: list[Digest]) -> list[float]:
+    """Seconds of what a hit asks the kernel for, made by nothing but :mod:`os`; the same calls, in the same order."""
+    (generation,) = (where for where in (root / "data").iterdir() if (where / "blobs" / _path(digests[0])).exists())
+    folder = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    plain = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    blobs, metas = (os.open(generation / name, folder) for name in ("blobs", "meta"))
+    rng, found, buffer = random.Random(2), [], memoryview(mmap.mmap(-1, 1 << 20))
+    for number in range(_HITS + 500):
+        name = rng.choice(digests).encoded
+        start = time.perf_counter()
+        shard = os.open(name[:2], folder, dir_fd=blobs)
+        blob = os.open(name, plain, dir_fd=shard)
+        os.fstat(blob)
+        fcntl.flock(blob, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        size = os.stat(name, dir_fd=shard, follow_symlinks=False).st_size
+        records = os.open(name[:2], folder, dir_fd=metas)
+        record = os.open(name, plain, dir_fd=records)
+        os.preadv(record, [buffer[: os.fstat(record).st_size]], 0)
+        os.close(record)
+        os.close(records)
+        os.close(shard)
+        os.preadv(blob, [buffer[: min(size, FIRST)]], 0)
+        took = time.perf_counter() - start
+        os.close(blob)
+        if number >= 500:
+            found.append(took)
+    os.close(blobs)
+    os.close(metas)
+    return found
+
+
+def _path(digest: Digest) -> Path:
+    return Path(digest.encoded[:2], digest.encoded)
 
 
 def _choice() -> float:

@@ -48,6 +48,9 @@ class Binding:
 
         :raises StoreError: when that cannot be done.
         """
+        bound = self._bound
+        if bound is not None and not bound.fenced:
+            return bound  # as nearly every call finds it: no lock is needed to look
         with (control or Control()).holding(self._lock):
             if self._bound is not None and self._bound.fenced:
                 self._bound.close()

@@ -158,11 +158,13 @@ class Layer:
 
     def _chunks(self) -> Iterator[Buffer]:
         if self._blob is not None:
-            yield from self._blob.chunks()
-        elif self._fetch is not None:
-            yield from stream.verified(self._fetch(), self.descriptor)
-        else:
+            return self._blob.chunks()
+        return self._fetched()
+
+    def _fetched(self) -> Iterator[Buffer]:
+        if self._fetch is None:
             raise NotFoundError(f"{self.digest} is not held and has no source")
+        yield from stream.verified(self._fetch(), self.descriptor)
 
     def _uncompressed(self) -> Iterator[Buffer]:
         chunks = self._chunks()

@@ -45,6 +45,7 @@ class ByteStream(io.RawIOBase):
         self._rest = _NOTHING  # of the current chunk
         self._ended = False
         self._failure: Exception | None = None
+        self._asking = False
 
     def readable(self) -> bool:
         """True, as long as the stream is open."""
@@ -56,7 +57,7 @@ class ByteStream(io.RawIOBase):
         self._check_open()
         if size is None or size < 0:
             return self.readall()
-        if 0 < size <= len(self._rest):
+        if size and self._more() and size <= len(self._rest):
             whole = self._rest.obj
             if type(whole) is bytes and len(whole) == size:
                 self._rest = _NOTHING
@@ -115,8 +116,10 @@ class ByteStream(io.RawIOBase):
             raise self._failure
         if self._ended:
             return False
-        # Set first: a generator that Ctrl-C ended says "no more" ever after, which must not pass for the end.
-        self._failure = LayerCacheError("the stream was interrupted", hint="open it again")
+        if self._asking:
+            # A generator that Ctrl-C ended says "no more" ever after, which must not pass for the end.
+            raise LayerCacheError("the stream was interrupted", hint="open it again")
+        self._asking = True
         try:
             chunk = next(self._source, None)
             while chunk is not None and not len(chunk):
@@ -128,7 +131,7 @@ class ByteStream(io.RawIOBase):
             self._ended = True
         else:
             self._rest = memoryview(chunk).cast("B")
-        self._failure = None
+        self._asking = False
         return not self._ended
 
     def _gather(self, size: int | None) -> Iterator[Buffer]:

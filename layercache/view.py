@@ -76,6 +76,9 @@ class View:
 
     def used(self, blob: Blob) -> None:
         """Note that an open blob was of use, so that it stays longer; where that cannot be, it is read all the same."""
+        if not blob.lent:
+            self.own.used(blob.digest)
+            return
         with suppress(NotFoundError, StoreError):
             self.home(blob).used(blob.digest)
 

@@ -51,6 +51,8 @@ class MediaType:
 
         :raises InvalidError: if it is not ``type/subtype`` of RFC 6838.
         """
+        if isinstance(text, str) and (known := _KNOWN.get(text)) is not None:
+            return known
         match = _TYPE.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise InvalidError("not a media type", value=text)
@@ -131,4 +133,7 @@ _LAYERS: dict[str, Compression] = {
     "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": "zstd",
     "application/vnd.docker.image.rootfs.foreign.diff.tar": "none",
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "gzip",
+}
+_KNOWN = {
+    text: MediaType(text) for text in (*_INDEXES, *_MANIFESTS, *_CONFIGS, *_SCHEMA1, *_LAYERS, OCTET_STREAM.value)
 }

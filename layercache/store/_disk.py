@@ -15,11 +15,10 @@ import secrets
 import stat
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from layercache.errors import UnsafeRootError
 from layercache.store import _kernel, _proc
@@ -31,9 +30,10 @@ Buffer = bytes | bytearray | memoryview | mmap.mmap
 Kind = Literal["file", "dir", "other"]
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """What an entry is: ``allocated`` are the bytes it takes. ``links`` above one on a file: others named it too."""
+
+    # Made so often that a tuple is worth it.
 
     kind: Kind
     size: int
@@ -56,7 +56,7 @@ class Room:
 class Handle:
     """An open file or directory. Closed by :meth:`Disk.close`, by fork in the child, and by nothing else."""
 
-    __slots__ = ("__weakref__", "fd")
+    __slots__ = ("fd",)
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -74,9 +74,18 @@ class Dir(Handle):
 
 
 class File(Handle):
-    """An open regular file. A lock taken through it ends with it."""
+    """An open regular file. A lock taken through it ends with it.
 
-    __slots__ = ()
+    :ivar inode: what it is, whatever its name leads to by now.
+    :ivar size: bytes it had when it was opened.
+    """
+
+    __slots__ = ("inode", "size")
+
+    def __init__(self, fd: int, inode: int, size: int) -> None:
+        self.fd = fd
+        self.inode = inode
+        self.size = size
 
 
 class Word(Protocol):
@@ -220,15 +229,17 @@ class Disk(Protocol):
 
 _H = TypeVar("_H", bound=Handle)
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""NONBLOCK: a planted fifo must not make us wait for a writer."""
+
 # Every handle of this process, so that a forked child can drop its copies: a lock belongs to the open file, and a copy
 # of it in a child would hold it after the parent's close. Closing a copy does not unlock; unlocking it would.
-_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
-_handles_lock = threading.RLock()
+# One call adds to a set or takes from it, so that no other thread, and no fork, sees it half done.
+_handles: set[Handle] = set()
 
 
 def _drop_handles() -> None:
-    global _handles_lock  # noqa: PLW0603 - the parent may have held it in another thread
-    _handles_lock = threading.RLock()
     for handle in list(_handles):
         fd, handle.fd = handle.fd, -1
         if fd >= 0:
@@ -302,9 +313,7 @@ class PosixDisk:
         return secrets.token_hex(8)
 
     def dir(self, at: Dir, name: str) -> Dir:
-        return self._track(
-            Dir(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at.fd))
-        )
+        return self._track(Dir(os.open(name, _FOLDER, dir_fd=at.fd)))
 
     def make_dir(self, at: Dir, name: str) -> None:
         os.mkdir(name, 0o700, dir_fd=at.fd)
@@ -324,18 +333,16 @@ class PosixDisk:
         return file
 
     def open(self, at: Dir, name: str) -> File:
-        # NONBLOCK: a planted fifo must not make us wait for a writer.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        return self._regular(os.open(name, flags, dir_fd=at.fd), name)
+        return self._regular(os.open(name, _PLAIN, dir_fd=at.fd), name)
 
     def read(self, file: File, into: Buffer, offset: int) -> int:
-        view = memoryview(into)
-        done = 0
-        while done < len(view):
-            count = os.preadv(file.fd, [view[done:]], offset + done)
-            if count == 0:
-                break
-            done += count
+        done = os.preadv(file.fd, [into], offset)
+        if 0 < done < len(into):
+            view = memoryview(into)
+            while (count := os.preadv(file.fd, [view[done:]], offset + done)) > 0:
+                done += count
+                if done == len(view):
+                    break
         return done
 
     def write(self, file: File, data: Buffer, offset: int) -> None:
@@ -439,8 +446,7 @@ class PosixDisk:
     def close(self, handle: Handle) -> None:
         fd, handle.fd = handle.fd, -1
         if fd >= 0:
-            with _handles_lock:
-                _handles.discard(handle)
+            _handles.discard(handle)
             # The descriptor is gone whatever close says, and what had to be durable has been through `sync`.
             with suppress(OSError):
                 os.close(fd)
@@ -454,12 +460,11 @@ class PosixDisk:
             with suppress(OSError):
                 os.close(fd)
             raise
-        return self._track(File(fd))
+        return self._track(File(fd, status.st_ino, status.st_size))
 
     @staticmethod
     def _track(handle: _H) -> _H:
-        with _handles_lock:
-            _handles.add(handle)
+        _handles.add(handle)
         return handle
 
 

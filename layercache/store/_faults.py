@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from layercache.errors import LayerCacheError, NoSpaceError, ReadOnlyError, StoreClosedError, StoreError
 
-__all__ = ["guarding", "store_error"]
+__all__ = ["Guarding", "guarding", "store_error"]
 
 
 def store_error(error: OSError, what: str) -> StoreError:
@@ -27,12 +26,28 @@ def store_error(error: OSError, what: str) -> StoreError:
             return StoreError(text, hint="check the disk under the root")
 
 
-@contextmanager
-def guarding(what: str) -> Iterator[None]:
+def guarding(what: str) -> Guarding:
     """Turn an ``OSError`` of the block into the typed error, chained."""
-    try:
-        yield
-    except LayerCacheError:
-        raise  # a deadline is an OSError, too
-    except OSError as error:
-        raise store_error(error, what) from error
+    return Guarding(what)
+
+
+class Guarding:
+    """What :func:`guarding` returns. Not made of a generator, which would cost every hit microseconds."""
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, LayerCacheError):  # a deadline is an OSError, too
+            raise self.typed(error) from error
+
+    def typed(self, error: OSError) -> LayerCacheError:
+        """Return what is raised for an error."""
+        return store_error(error, self.what)

@@ -86,10 +86,9 @@ def read_record(disk: Disk, at: Dir, name: str) -> bytes | None:
             return None
         raise
     try:
-        size = disk.fstat(file).size
-        if size > _RECORD_MOST:
+        if file.size > _RECORD_MOST:
             return None
-        raw = bytearray(size)
+        raw = bytearray(file.size)  # one that is in its place does not change any more
         try:
             return bytes(raw[: disk.read(file, raw, 0)])
         except OSError as error:

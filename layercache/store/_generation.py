@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from layercache.errors import (
     FormatError,
     InUseError,
+    LayerCacheError,
     NamespacePurgedError,
     NotFoundError,
     StoreError,
@@ -23,7 +24,7 @@ from layercache.errors import (
 from layercache.oci import Descriptor, Digest, Reference
 from layercache.store import _ingest, _removal
 from layercache.store._disk import Dir, Disk, File
-from layercache.store._faults import store_error
+from layercache.store._faults import Guarding, store_error
 from layercache.store._files import read_record, temporary
 from layercache.store._form import Form
 from layercache.store._health import Health
@@ -128,15 +129,9 @@ class Generation:
         if self.disk.stat(self._slot_dir, self._state) is None:
             raise NamespacePurgedError("the namespace was purged", hint="get a new handle to begin anew")
 
-    @contextmanager
-    def guarding(self, what: str) -> Iterator[None]:
+    def guarding(self, what: str) -> Guarding:
         """Turn an ``OSError`` of the block into the typed error; after a purge it is the purge's doing."""
-        try:
-            yield
-        except OSError as error:
-            self.check()
-            self.health.failed(error)
-            raise store_error(error, what) from error
+        return _Guarding(self, what)
 
     # -- reading
 
@@ -412,9 +407,10 @@ class Generation:
                     waited += 0.002
                 # With the lock in hand: the name may have been taken away between open and lock.
                 named = disk.stat(blobs, name)
-                status = disk.fstat(file)
-                meta = self._read_meta(name) if named is not None and named.inode == status.inode else None
-                if meta is not None and meta.size + self.form.head == status.size:
+                if named is None or named.inode != file.inode:
+                    return None
+                meta = self._read_meta(name)
+                if meta is not None and meta.size + self.form.head == file.size:
                     blob = self._blob(name, file, meta)
                     file = None  # type: ignore[assignment]
                     return blob
@@ -482,6 +478,19 @@ class Generation:
                 return 0
             self.disk.sync(metas)
         return status.allocated
+
+
+class _Guarding(Guarding):
+    __slots__ = ("_generation",)
+
+    def __init__(self, generation: Generation, what: str) -> None:
+        super().__init__(what)
+        self._generation = generation
+
+    def typed(self, error: OSError) -> LayerCacheError:
+        self._generation.check()
+        self._generation.health.failed(error)
+        return store_error(error, self.what)
 
 
 def _let_go(disk: Disk, opened: list[Dir], form: Form) -> None:

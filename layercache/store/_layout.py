@@ -430,6 +430,8 @@ class Meta:
 _META_MAGIC, _REF_MAGIC = b"LCmeta1\n", b"LCref_1\n"
 _HEAD = struct.Struct(">8sI")
 
+_parse_json = json.JSONDecoder().raw_decode  # without the guesses of `json.loads`, which every hit would pay for
+
 
 def pack_record(magic: bytes, fields: dict[str, Any]) -> bytes:
     """Return a record of JSON alone: magic, length, JSON, XXH3-128 of all that."""
@@ -458,10 +460,11 @@ def _unpack(magic: bytes, raw: bytes) -> tuple[dict[str, Any], bytes]:
     if found != magic or tail > len(raw) - SUM_SIZE:
         raise FormatError("a record is of another kind")
     try:
-        fields = json.loads(raw[_HEAD.size : tail])
+        text = str(raw[_HEAD.size : tail], "utf-8")
+        fields, end = _parse_json(text)
     except (ValueError, RecursionError) as error:
         raise FormatError("a record does not parse") from error
-    if not isinstance(fields, dict):
+    if not isinstance(fields, dict) or end != len(text):
         raise FormatError("a record is not an object")
     return fields, raw[tail:-SUM_SIZE]
 

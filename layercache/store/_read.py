@@ -11,7 +11,7 @@ from layercache.errors import IntegrityError, UnsupportedError
 from layercache.integrity import CHUNK, FIRST, SUM_SIZE, Verifier, chunk_count, chunk_index, chunk_range
 from layercache.oci import Digest
 from layercache.store._disk import Disk, File
-from layercache.store._faults import guarding
+from layercache.store._faults import store_error
 from layercache.store._form import Reader
 from layercache.store._layout import Meta
 
@@ -244,16 +244,15 @@ class Blob:
                 _give_back(scratch)
 
     def _fill(self, view: memoryview, start: int) -> None:
-        with guarding(f"read {self.digest}"):
-            try:
-                count, bad = self._load(view, start)
-            except OSError as error:
-                if self._file.closed:
-                    raise
-                self._report(self)
-                raise IntegrityError(
-                    f"the disk cannot read it ({error.strerror})", digest=self.digest, offset=start, length=len(view)
-                ) from error
+        try:
+            count, bad = self._load(view, start)
+        except OSError as error:
+            if self._file.closed:
+                raise store_error(error, f"read {self.digest}") from error
+            self._report(self)
+            raise IntegrityError(
+                f"the disk cannot read it ({error.strerror})", digest=self.digest, offset=start, length=len(view)
+            ) from error
         if count < len(view):
             self._report(self)
             raise IntegrityError("the file is too short", digest=self.digest, expected=self.size, actual=start + count)

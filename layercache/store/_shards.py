@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from layercache.store._disk import Dir, Disk
 from layercache.store._layout import shard
@@ -18,18 +18,9 @@ class Shards:
         self._disk = disk
         self.at = at
 
-    @contextmanager
-    def folder(self, name: str) -> Iterator[Dir | None]:
-        """Open the directory that ``name`` is kept in; ``None`` where it is not there yet."""
-        try:
-            folder = self._disk.dir(self.at, shard(name))
-        except FileNotFoundError:
-            yield None
-            return
-        try:
-            yield folder
-        finally:
-            self._disk.close(folder)
+    def folder(self, name: str) -> _Folder:
+        """Open the directory that ``name`` is kept in, within a block; ``None`` where it is not there yet."""
+        return _Folder(self._disk, self.at, shard(name))
 
     def made(self, name: str) -> Dir:
         """Return the directory that ``name`` is kept in, made and durable; to be closed."""
@@ -53,3 +44,25 @@ class Shards:
             finally:
                 self._disk.close(at)
             yield from (name for name in sorted(names) if shard(name) == folder)
+
+
+class _Folder:
+    # A class: a generator that serves as a context costs a hit, which opens two, more than the calls it makes.
+    __slots__ = ("_at", "_disk", "_name", "_opened")
+
+    def __init__(self, disk: Disk, at: Dir, name: str) -> None:
+        self._disk = disk
+        self._at = at
+        self._name = name
+        self._opened: Dir | None = None
+
+    def __enter__(self) -> Dir | None:
+        try:
+            self._opened = self._disk.dir(self._at, self._name)
+        except FileNotFoundError:
+            return None
+        return self._opened
+
+    def __exit__(self, *exc: object) -> None:
+        if self._opened is not None:
+            self._disk.close(self._opened)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from layercache.errors import LayerCacheError
 from layercache.store._disk import Dir, Disk
@@ -22,9 +22,10 @@ _MOST = 1 << 14
 _LARGEST = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """One line: ``kind`` is its word, ``names`` are file names of blobs, for an image after its own."""
+
+    # One is made on every hit: a tuple takes a third of the time.
 
     time: float
     kind: str

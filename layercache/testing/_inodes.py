@@ -196,7 +196,7 @@ class SimulatedFile(File):
     about: str
 
     def __init__(self, fd: int, node: Node, *, writable: bool) -> None:
-        super().__init__(fd)
+        super().__init__(fd, node.ino, node.size)
         self.node = node
         self.writable = writable
 

@@ -196,8 +196,8 @@ MUTANTS = (
     Mutant(
         "reader does not look at the name again",
         "_generation",
-        "if named is not None and named.inode == status.inode else None",
-        "if True else named",
+        "if named is None or named.inode != file.inode:",
+        "if False:",
         where="orders of get | remove",
     ),
     Mutant(
