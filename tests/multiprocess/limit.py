@@ -1,4 +1,4 @@
-"""Eight processes at the limit of one budget put, read, hold, pin, evict, remove and purge: nothing goes that must stay.
+"""Eight processes at the limit of a budget put, read, hold, pin, evict, remove and purge: nothing goes that must stay.
 
     python -m tests.multiprocess.limit --operations 100000
     python -m tests.multiprocess.limit --operations 2000 --seed 7 --below /var/tmp
