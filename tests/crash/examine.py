@@ -15,18 +15,19 @@ from layercache import cli
 from layercache.errors import IntegrityError, LayerCacheError, NotFoundError
 from layercache.integrity import CHUNK
 from layercache.oci import OCTET_STREAM, Digest
-from layercache.store import Generation, Store
+from layercache.store import Generation, Store, granted, lend
 from layercache.store._disk import Disk
-from tests.crash.scenarios import CONTENTS, Promises, content, descriptor, name_of, reference
+from tests.crash.room import accounting
+from tests.crash.scenarios import CONTENTS, SHARED, Promises, content, descriptor, name_of, reference
 
 __all__ = ["examine", "finish_purges", "report", "stray"]
 
 _LOCKS = {"root.lock", "janitor.lock", "scrub.lock", "evict.lock"}
 _ROOT = _LOCKS | {"FORMAT", "root.key", "slots", "data", "trash", "receipts"}
-_ROOT_MAY = {"aside", "ballast", "space", "stats", "foreground", "lost+found"}
+_ROOT_MAY = {"aside", "ballast", "space", "budget", "policy", "stats", "foreground", "lost+found"}
 _SLOT = re.compile(r"[0-9a-f]{40}")
 _GENERATION = {"blobs", "meta", "in", "refs", "locks", "bad", "fence", "name"}
-_GENERATION_MAY = {"lock", "pins", "grants", "hints", "key"}
+_GENERATION_MAY = {"lock", "pins", "grants", "hints", "policy", "quota", "key"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(r"[0-9a-f]{64}\.(\d+)\.([0-9a-f]+)\.(part|sums)")
 
@@ -47,9 +48,12 @@ def examine(
         if not recovered:
             store.recover()
         findings += [f"after recovery: {entry}" for entry in stray(root, boot, quarantined=promises.quarantined)]
+        findings += accounting(root, store)
         findings += _contents(store, promises)
+        findings += _grants(store, promises)
         findings += _puts(store, promises)
         findings += [f"after a new put: {entry}" for entry in stray(root, boot, quarantined=promises.quarantined)]
+        findings += [f"after a new put: {entry}" for entry in accounting(root, store)]
     except LayerCacheError as error:
         findings.append(f"a typed error on a whole disk: {type(error).__name__}: {error}")
     finally:
@@ -130,6 +134,28 @@ def _refs(generation: Generation, namespace: str, promises: Promises) -> Iterato
             meant = None if ref is None else known.get(ref.descriptor.digest, "something else")
             if meant not in allowed:
                 yield f"reference {number} of {namespace} means {meant}, not one of {allowed}"
+
+
+def _grants(store: Store, promises: Promises) -> Iterator[str]:
+    """Yield what a tenant can read of the public namespace and must not, or the other way round."""
+    public = store.generation(name_of(SHARED), create=False)
+    for (namespace, key), expected in promises.grants.items():
+        generation = store.generation(name_of(namespace), create=False)
+        found = None if generation is None else granted(generation, descriptor(key).digest)
+        if found is None and expected == "present":
+            yield f"{namespace} was granted {key} and cannot read it"
+        if found is not None and expected == "absent":
+            yield f"{namespace} must not read {key}, and may"
+        if found is not None and generation is not None and public is not None:
+            blob = lend(public, found, generation)
+            if blob is not None:
+                with blob:
+                    if b"".join(map(bytes, blob.chunks())) != content(key):
+                        yield f"wrong bytes of {key} were lent"
+        if generation is not None:
+            generation.close()
+    if public is not None:
+        public.close()
 
 
 def _puts(store: Store, promises: Promises) -> Iterator[str]:

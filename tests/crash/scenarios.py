@@ -19,10 +19,22 @@ from typing import Any, Literal
 
 from layercache.errors import IntegrityError, LayerCacheError, NotFoundError
 from layercache.oci import OCTET_STREAM, Descriptor, Digest, Platform, Reference
-from layercache.store import Generation, NamespaceName, Ref, Seal, Store
+from layercache.store import Blob, Budget, Generation, Grant, NamespaceName, Ref, Seal, Store, grant, lend
 from layercache.store._disk import Disk
+from layercache.store._layout import PUBLIC
 
-__all__ = ["CONTENTS", "SCENARIOS", "Actor", "Event", "Promises", "Scenario", "content", "descriptor", "reference"]
+__all__ = [
+    "CONTENTS",
+    "SCENARIOS",
+    "SHARED",
+    "Actor",
+    "Event",
+    "Promises",
+    "Scenario",
+    "content",
+    "descriptor",
+    "reference",
+]
 
 Event = dict[str, Any]
 
@@ -92,9 +104,13 @@ def reference(number: int) -> Reference:
     return Reference.parse(f"127.0.0.1:5000/demo/app:{number}")
 
 
+SHARED = "(public)"
+"""Stands for the public namespace, whose name no text can be."""
+
+
 @cache
 def name_of(namespace: str) -> NamespaceName:
-    return NamespaceName(namespace)
+    return PUBLIC if namespace == SHARED else NamespaceName(namespace)
 
 
 class Actor:
@@ -106,6 +122,9 @@ class Actor:
         self._disk = disk
         self._store: Store | None = None
         self._generations: dict[str, Generation] = {}
+        self._held: list[Blob] = []
+        self.budget: Budget | None = None
+        """To open the root with; what it was last is remembered."""
 
     @property
     def store(self) -> Store:
@@ -131,10 +150,14 @@ class Actor:
 
     def open(self) -> None:
         with self.step("open"):
-            self._store = Store(self.path, disk=None if self._disk is None else self._disk())
+            disk = None if self._disk is None else self._disk()
+            self._store = Store(self.path, budget=self.budget, disk=disk)
 
     def close(self) -> None:
         """Close what is open; errors are findings, because nothing may be lost by closing."""
+        for blob in self._held:
+            blob.close()
+        self._held.clear()
         for generation in self._generations.values():
             generation.close()
         self._generations.clear()
@@ -151,10 +174,10 @@ class Actor:
             self._generations[namespace] = found
         return found
 
-    def put(self, namespace: str, key: str) -> None:
-        """Store a blob unless it is there, and read back what a caller gets."""
+    def put(self, namespace: str, key: str, *, evicts: tuple[str, ...] = ()) -> None:
+        """Store a blob unless it is there, and read back what a caller gets. What it ``evicts`` may go for it."""
         generation, wanted = self.generation(namespace), descriptor(key)
-        with self.step("put", ns=namespace, blob=key):
+        with self.step("put", ns=namespace, blob=key, evicts=evicts):
             ingest = generation.begin(wanted)
             if ingest is None:
                 blob = generation.open(wanted.digest)
@@ -198,6 +221,25 @@ class Actor:
     def remove(self, namespace: str, key: str) -> None:
         with self.step("remove", ns=namespace, blob=key):
             self.generation(namespace).remove(descriptor(key).digest)
+
+    def hold(self, namespace: str, key: str) -> None:
+        """Open a blob and keep it open."""
+        with self.step("hold", ns=namespace, blob=key):
+            self._held.append(self.generation(namespace).open(descriptor(key).digest))
+
+    def grant(self, namespace: str, key: str) -> None:
+        """Let a tenant read a blob of the public namespace, which it then does."""
+        generation, wanted = self.generation(namespace), descriptor(key)
+        with self.step("grant", ns=namespace, blob=key):
+            found = Grant(wanted.digest, wanted.size, wanted.media_type, None, "registry.example.com/demo", 1.0)
+            grant(generation, [found])
+            blob = lend(self.generation(SHARED), found, generation)
+            if blob is None:
+                self._say({"op": "unlent", "is": "done"})
+                return
+            with blob:
+                if b"".join(map(bytes, blob.chunks())) != content(key):
+                    self.wrong(f"other bytes of {key} were lent")
 
     def set_ref(self, namespace: str, number: int, key: str) -> None:
         with self.step("set_ref", ns=namespace, ref=number, blob=key):
@@ -266,6 +308,51 @@ def _sealed(actor: Actor) -> None:
         actor.put("a", key)
     actor.set_ref("a", 1, "small")
     actor.put("b", "small")
+
+
+def _limited(actor: Actor) -> None:
+    """A root that holds three blobs and has no room for a fourth."""
+    actor.budget = Budget(most="1GiB", floor=0)
+    _with("small", "twin-1", "large")(actor)
+    taken = actor.store.space.count()
+    actor.close()
+    actor.budget = Budget(most=taken + (64 << 10), floor=0, high=0.99, low=0.98, policy="lru")
+    actor.open()
+
+
+def _evict(actor: Actor) -> None:
+    actor.hold("a", "small")
+    actor.put("a", "chunks", evicts=("twin-1", "large"))
+    actor.get("a", "small")
+
+
+def _shared(actor: Actor) -> None:
+    _with("small")(actor)
+    actor.put(SHARED, "chunks")
+
+
+def _lent(actor: Actor) -> None:
+    _shared(actor)
+    actor.grant("a", "chunks")
+    actor.generation("b")
+    actor.grant("b", "chunks")
+
+
+def _opened_both(actor: Actor) -> None:
+    _opened(actor)
+    actor.generation(SHARED)
+
+
+def _borrow(actor: Actor) -> None:
+    actor.put(SHARED, "twin-1")
+    actor.grant("a", "twin-1")
+    actor.grant("a", "chunks")
+
+
+def _purge_borrower(actor: Actor) -> None:
+    actor.purge("a")
+    actor._generations.pop("a").close()
+    actor.grant("a", "chunks")
 
 
 def blob_path(root: Path, key: str, *, below: str = "blobs") -> Path:
@@ -398,6 +485,9 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("create", _with("small"), _opened, _create),
         Scenario("purge", _two_namespaces, _opened, _purge),
         Scenario("purge-sealed", _sealed, _opened, _purge_sealed, sealed=True),
+        Scenario("evict", _limited, _opened, _evict),
+        Scenario("grant", _shared, _opened_both, _borrow),
+        Scenario("purge-borrower", _lent, _opened_both, _purge_borrower),
         Scenario("recover", _mess, _open_only, lambda actor: actor.recover()),
     )
 }
@@ -418,6 +508,7 @@ class Promises:
     unlocked: bool = False
     blobs: dict[tuple[str, str], State] = field(default_factory=dict)
     refs: dict[tuple[str, int], set[str | None]] = field(default_factory=dict)
+    grants: dict[tuple[str, str], State] = field(default_factory=dict)
     half_purged: set[str] = field(default_factory=set)
     quarantined: bool = False
     findings: list[str] = field(default_factory=list)
@@ -431,7 +522,8 @@ class Promises:
 
     def unreadable(self) -> None:
         """Take note that the disk said it cannot read something: that is moved aside, and fetched again."""
-        self.blobs.update({key: "maybe" for key, state in self.blobs.items() if state == "present"})
+        for known in (self.blobs, self.grants):
+            known.update({key: "maybe" for key, state in known.items() if state == "present"})
         self.quarantined = True
 
     def _hear(self, event: Event) -> None:
@@ -444,7 +536,17 @@ class Promises:
             case "pending" if not self.faulty:
                 self.findings.append(event["text"])
             case "put":
+                gone: dict[tuple[str, str], State] = {(event["ns"], key): "maybe" for key in event["evicts"]}
+                self.blobs.update({key: state for key, state in gone.items() if self.blobs.get(key) == "present"})
                 self._put((event["ns"], event["blob"]), end)
+            case "grant":
+                key = (event["ns"], event["blob"])
+                if end == "done":
+                    self.grants[key] = "present"
+                elif self.grants.get(key, "absent") == "absent":
+                    self.grants[key] = "maybe"
+            case "unlent" if not self.faulty:
+                self.findings.append("what was granted is not there")
             case "remove":
                 self.blobs[event["ns"], event["blob"]] = "absent" if end == "done" else "maybe"
             case "mess":
@@ -487,6 +589,7 @@ class Promises:
         for key, state in self.blobs.items():
             if key[0] == namespace and state != "absent":
                 self.blobs[key] = "absent" if end == "done" else "maybe"
+        self.grants.update({key: "absent" if end == "done" else "maybe" for key in self.grants if key[0] == namespace})
         for ref, known in self.refs.items():
             if ref[0] == namespace:
                 if end == "done":

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from layercache.image import Layer
 from layercache.oci import OCTET_STREAM
 from layercache.testing.images import build_image, layer_tar
 from layercache.testing.registry import ScriptedRegistry
+from tests.crash.room import accounting, on_disk
 
 __all__ = ["main"]
 
@@ -46,8 +47,6 @@ PROCESSES = 8
 _NUMBERS, _LARGEST, _IMAGES = 48, 96 << 10, 4
 _LASTING, _PASSING = ("a", "b"), ("c", "d")
 """Namespaces that are never purged, and some that are, by anybody at any time."""
-
-_APART, _BALLAST, _GENERATION = 2 << 20, 4 << 20, 96 << 10  # what is kept back: docs/format.md, "Room"
 
 
 def content(number: int) -> bytes:
@@ -209,27 +208,21 @@ class _Watch:
     def look(self, root: Path) -> None:
         """Walk over the root while nobody can take room."""
         with _locked(root / "space") as raw:
-            on_disk = sum(allocated for _, allocated in _entries(root))
+            taken = on_disk(root)
             counted = _counted(raw())
         self.walks += 1
-        self.most = max(self.most, on_disk)
-        if on_disk > BUDGET:
-            self.findings.append(f"{on_disk} bytes on disk, over the budget of {BUDGET}")
-        if counted is not None and on_disk > counted:
-            self.findings.append(f"{on_disk} bytes on disk, {counted} counted")
+        self.most = max(self.most, taken)
+        if taken > BUDGET:
+            self.findings.append(f"{taken} bytes on disk, over the budget of {BUDGET}")
+        if counted is not None and taken > counted:
+            self.findings.append(f"{taken} bytes on disk, {counted} counted")
 
     def settle(self, root: Path) -> None:
         """Compare a walk of the store with one of ours, when nobody is at work any more."""
         self.look(root)
         with LayerCache(root, budget=BUDGET, keep_free=0, janitor=False) as cache:
             cache.store().recover()
-            before, walked = cache.store().space.counted(), cache.store().space.count()
-        kept = _kept_back(root)
-        found = sum(allocated for _, allocated in _entries(root))
-        if walked != found + kept:
-            self.findings.append(f"a walk counts {walked}, not {found} on disk and {kept} kept back")
-        if before < walked:
-            self.findings.append(f"{before} was counted, a walk finds {walked}")
+            self.findings += accounting(root, cache.store())
 
 
 class _locked:  # noqa: N801 - a context
@@ -249,27 +242,6 @@ class _locked:  # noqa: N801 - a context
 
 def _counted(raw: bytes) -> int | None:
     return struct.unpack_from(">Q", raw, 24)[0] if raw[:8] == b"LCspace1" else None
-
-
-def _entries(root: Path) -> Iterator[tuple[str, int]]:
-    """Yield what lies below a root and the bytes it takes; what was renamed meanwhile once."""
-    seen = set()
-    for folder, folders, files in os.walk(root):
-        for name in folders + files:
-            with suppress(FileNotFoundError):
-                status = os.lstat(f"{folder}/{name}")
-                if status.st_ino not in seen:
-                    seen.add(status.st_ino)
-                    yield f"{folder}/{name}", status.st_blocks * 512
-
-
-def _kept_back(root: Path) -> int:
-    """Return what is counted beyond what is there (docs/format.md, "Room"): nothing is being written."""
-    ballast = (root / "ballast").stat().st_blocks * 512 if (root / "ballast").exists() else 0
-    kept = _APART + max(0, _BALLAST - ballast)
-    for generation in [*(root / "data").iterdir(), *(root / "trash").iterdir()]:
-        kept += max(0, _GENERATION - sum(allocated for _, allocated in _entries(generation)))
-    return kept
 
 
 def _serve(registry: ScriptedRegistry) -> str:

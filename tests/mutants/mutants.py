@@ -40,6 +40,7 @@ class Mutant:
         return source
 
 
+_KEPT = "tests/simulation/test_kept.py"
 _ROOM = "tests/simulation/test_room.py"
 
 MUTANTS = (
@@ -311,6 +312,48 @@ MUTANTS = (
         "            held.enter_context(hold(digest))\n",
         "            hold(digest).close()\n",
         test="tests/test_pins.py::test_nothing_goes_while_it_is_being_pinned",
+    ),
+    Mutant(
+        "grant not flushed",
+        "_grants",
+        "replace=True)\n            disk.sync(at)\n",
+        "replace=True)\n",
+        test=_KEPT,
+    ),
+    Mutant(
+        "place of grants not flushed",
+        "_grants",
+        "        disk.sync(generation.folder)\n        ",
+        "        ",
+        test=_KEPT,
+    ),
+    Mutant(
+        "revoked grant comes back",
+        "_grants",
+        "disk.remove(at, name)\n            disk.sync(at)\n",
+        "disk.remove(at, name)\n",
+        test=_KEPT,
+    ),
+    Mutant(
+        "pin not flushed",
+        "_pins",
+        "replace=True)\n            disk.sync(at)\n",
+        "replace=True)\n",
+        test=_KEPT,
+    ),
+    Mutant(
+        "place of pins not flushed",
+        "_pins",
+        "        disk.sync(generation.folder)\n        ",
+        "        ",
+        test=_KEPT,
+    ),
+    Mutant(
+        "pin comes back",
+        "_pins",
+        "disk.remove(at, file)\n            disk.sync(at)\n",
+        "disk.remove(at, file)\n",
+        test=_KEPT,
     ),
     Mutant(
         "pins of tenants do not keep what is public",
