@@ -7,11 +7,24 @@ import random
 from bisect import bisect
 from collections.abc import Callable
 from itertools import accumulate, count
+from typing import NamedTuple
 
 __all__ = ["WORKLOADS", "Request"]
 
-Request = tuple[str, str, int]
-"""Namespace, object, size."""
+
+class Request(NamedTuple):
+    """One line of a trace. Requests of one ``start`` come together: they are what ``image`` consists of.
+
+    ``op`` is ``get``, or ``delete`` for an object that its owner removed.
+    """
+
+    namespace: str
+    object: str
+    size: int
+    image: str = ""
+    start: int = 0
+    op: str = "get"
+
 
 _MB, _GB = 1 << 20, 1 << 30
 
@@ -43,14 +56,18 @@ def serving(seed: int, *, own: bool = False) -> list[Request]:
         small = [(next(ids), chance.size(200e3, 2, 300, 50 * _MB)) for _ in range(chance.randint(1, 4))]
         return chance.randrange(40), [*bases[runtime % 4], runtimes[runtime], *weights, *small]
 
-    apps, popular, recent, found = [app() for _ in range(260)], _zipf(260, 0.9), [0], []
-    for _ in range(4000):
+    apps, popular, recent = [app() for _ in range(260)], _zipf(260, 0.9), [0]
+    found: list[Request] = []
+    for start in range(4000):
         if chance.random() < 0.02:
             apps[chance.randrange(260)] = app()
         number = chance.choice(recent) if chance.random() < 0.35 else _pick(chance, popular)
         recent = [*recent, number][-6:]
         tenant, layers = apps[number]
-        found += [(str(tenant), f"{tenant}/{layer}" if own else str(layer), size) for layer, size in layers]
+        found += [
+            Request(str(tenant), f"{tenant}/{layer}" if own else str(layer), size, str(number), start)
+            for layer, size in layers
+        ]
     return found
 
 
@@ -67,13 +84,14 @@ def registry(seed: int) -> list[Request]:
         return [(next(ids), chance.size(600e3, 2.6, 120, 3 * _GB)) for _ in range(number)]
 
     bases = [layers(4) for _ in range(25)]
-    ranks, popular, found = _zipf(25, 1.1), _zipf(600, 0.95), []
+    ranks, popular = _zipf(25, 1.1), _zipf(600, 0.95)
+    found: list[Request] = []
     images = [bases[_pick(chance, ranks)] + layers(chance.randint(1, 10)) for _ in range(600)]
-    for _ in range(5000):
+    for start in range(5000):
         number = _pick(chance, popular)
         if chance.random() < 0.06:
             images[number] = images[number][: chance.randint(4, len(images[number]))] + layers(chance.randint(1, 4))
-        found += [(str(number % 30), str(layer), size) for layer, size in images[number]]
+        found += [Request(str(number % 30), str(layer), size, str(number), start) for layer, size in images[number]]
     return found
 
 
@@ -83,7 +101,7 @@ def web(seed: int) -> list[Request]:
     sizes = [chance.size(9e3, 1.9, 60, 4_000_000) for _ in range(100_000)]
     popular = _zipf(40_000, 0.75)
     picks = (40_000 + n if chance.random() < 0.12 else _pick(chance, popular) for n in range(60_000))
-    return [("web", str(n), sizes[n]) for n in picks]
+    return [Request("web", str(n), sizes[n], start=start) for start, n in enumerate(picks)]
 
 
 def bursts(seed: int) -> list[Request]:
@@ -95,8 +113,13 @@ def bursts(seed: int) -> list[Request]:
         for _ in range(70)
     ]
     popular = _zipf(70, 0.7)
-    starts = ((images[_pick(chance, popular)], chance.choice([1, 4, 8, 16])) for _ in range(500))
-    return [("cluster", str(layer), size) for image, nodes in starts for _ in range(nodes) for layer, size in image]
+    picks = ((_pick(chance, popular), chance.choice([1, 4, 8, 16])) for _ in range(500))
+    starts = enumerate(number for number, nodes in picks for _ in range(nodes))
+    return [
+        Request("cluster", str(layer), size, str(number), start)
+        for start, number in starts
+        for layer, size in images[number]
+    ]
 
 
 WORKLOADS: dict[str, Callable[[int], list[Request]]] = {

@@ -18,9 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from layercache.errors import LayerCacheError, NoSpaceError, NotFoundError
-from layercache.store import Generation, Store, _chain
+from layercache.store import Budget, Generation, Store, _chain
 from tests.crash import loopfs
 from tests.crash.examine import stray
+from tests.crash.room import accounting
 from tests.crash.scenarios import Actor, Event, content, descriptor, name_of, warm
 
 __all__ = ["cycle", "fill", "main", "reads"]
@@ -127,6 +128,40 @@ def cycle(place: Path) -> Iterator[str]:
     yield from (event["text"] for event in events if event["op"] == "wrong")
 
 
+def limited(place: Path) -> Iterator[str]:
+    """Do the same where a budget is not used up and others have the disk: blobs go for what is wanted."""
+    root, ballast = place / "limited", place / "ballast"
+    actor = Actor(root, lambda _: None)
+    actor.budget = Budget(most="64MiB", floor=0, policy="lru")
+    actor.open()
+    for key in ("small", "twin-1", "large"):
+        actor.put("a", key)
+    generation, store = actor.generation("a"), actor.store
+    with generation.open(descriptor("small").digest):
+        fill(ballast)
+        try:
+            actor.put("a", "chunks")
+        except NoSpaceError:
+            yield "chunks was refused, with a large blob there that nobody needs"
+        if generation.has(descriptor("large").digest):
+            yield "large stayed, and chunks came"
+        yield from reads(generation, "small", "chunks")
+        yield from accounting(root, store)
+        fill(ballast)
+        yield from _refused(generation, "large")
+        yield from reads(generation, "small", "chunks")  # too little for it: nothing goes in vain
+    if store.purge(name_of("a")).level != "unlinked":
+        yield "the purge did not end"
+    actor.close()
+    drain(ballast)
+    again = Store(root)
+    again.recover()
+    yield from again.verify_receipts().problems
+    yield from accounting(root, again)
+    again.close()
+    yield from stray(root, "", quarantined=False)
+
+
 def _refused(generation: Generation, key: str) -> Iterator[str]:
     """A put must fail for want of space, or (where a few bytes were left after all) succeed whole."""
     wanted = descriptor(key)
@@ -173,7 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
         image.mount()
         for number in range(options.cycles):
             try:
-                findings += [f"cycle {number}: {finding}" for finding in cycle(image.place)]
+                for part in (cycle, limited):
+                    findings += [f"cycle {number}: {finding}" for finding in part(image.place)]
             except LayerCacheError as error:
                 findings.append(f"cycle {number}: {type(error).__name__}: {error}")
                 break
