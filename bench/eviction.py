@@ -1,4 +1,4 @@
-"""Our eviction policies and libcachesim's on the same requests: object, byte and cost miss ratios, and starts that wait.
+"""Our eviction policies and libcachesim's on the same requests: object, byte and cost misses, and starts that wait.
 
     python -m bench.eviction [--seed N ...] [--trace PATH ...] [--gib N ...] [--only NAME ...] [--no-save]
     python -m bench.eviction --draw bench/results/eviction-*.json      the plot of a result that was kept

@@ -15,7 +15,7 @@ from layercache import cli
 from layercache.errors import IntegrityError, LayerCacheError, NotFoundError
 from layercache.integrity import CHUNK
 from layercache.oci import OCTET_STREAM, Digest
-from layercache.store import Generation, Store, granted, lend
+from layercache.store import Budget, Generation, Store, granted, lend
 from layercache.store._disk import Disk
 from tests.crash.room import accounting
 from tests.crash.scenarios import CONTENTS, SHARED, Promises, content, descriptor, name_of, reference
@@ -41,7 +41,7 @@ def examine(
     """
     findings: list[str] = []
     try:
-        store = Store(root, disk=disk)
+        store = Store(root, budget=Budget() if (root / "budget").exists() else None, disk=disk)
     except Exception as error:  # noqa: BLE001 - whatever it is, the root is lost to its user
         return [f"the root does not open: {type(error).__name__}: {error}"]
     try:

@@ -154,7 +154,7 @@ def limited(place: Path) -> Iterator[str]:
         yield "the purge did not end"
     actor.close()
     drain(ballast)
-    again = Store(root)
+    again = Store(root, budget=Budget())
     again.recover()
     yield from again.verify_receipts().problems
     yield from accounting(root, again)

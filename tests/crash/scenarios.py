@@ -124,7 +124,7 @@ class Actor:
         self._generations: dict[str, Generation] = {}
         self._held: list[Blob] = []
         self.budget: Budget | None = None
-        """To open the root with; what it was last is remembered."""
+        """To open the root with; an empty one stands for what was remembered, none counts nothing."""
 
     @property
     def store(self) -> Store:
@@ -320,6 +320,11 @@ def _limited(actor: Actor) -> None:
     actor.open()
 
 
+def _opened_limited(actor: Actor) -> None:
+    actor.budget = Budget()
+    _opened(actor)
+
+
 def _evict(actor: Actor) -> None:
     actor.hold("a", "small")
     actor.put("a", "chunks", evicts=("twin-1", "large"))
@@ -485,7 +490,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("create", _with("small"), _opened, _create),
         Scenario("purge", _two_namespaces, _opened, _purge),
         Scenario("purge-sealed", _sealed, _opened, _purge_sealed, sealed=True),
-        Scenario("evict", _limited, _opened, _evict),
+        Scenario("evict", _limited, _opened_limited, _evict),
         Scenario("grant", _shared, _opened_both, _borrow),
         Scenario("purge-borrower", _lent, _opened_both, _purge_borrower),
         Scenario("recover", _mess, _open_only, lambda actor: actor.recover()),
