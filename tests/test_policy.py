@@ -122,6 +122,16 @@ def test_when_a_blob_of_an_image_goes_the_rest_follows_but_for_what_whole_images
     assert names(policy.victims(10)) == ["base"]  # whole again: the plain order
 
 
+def test_what_is_dearer_by_the_byte_than_what_went_of_its_image_stays() -> None:
+    policy = Policy("lru", capacity=10**9)
+    for key, size in (("large", 10**8), ("small", 10**3), ("like", 10**8), ("x", 10**8)):
+        policy.insert(key, size, namespace="n")
+    policy.image("a", ["large", "small", "like"], namespace="n")
+    assert [(v.key, v.why) for v in policy.victims(3 * 10**8)][:2] == [("large", "value"), ("like", "image")]
+    policy.evict("large")
+    assert names(policy.victims(2 * 10**8)) == ["like", "small", "x"]  # in its place in the order, not before it
+
+
 def test_the_rest_of_an_image_that_was_used_since_is_spared() -> None:
     policy = Policy("lru", capacity=1000)
     for key in ("a1", "a2", "x"):

@@ -57,21 +57,29 @@ class Images:
             self._drop(image)
 
     def rest(self, table: Table) -> Iterator[int]:
-        """What broken images left here, that no whole image needs and nobody used since."""
+        """What broken images left here, that no whole image needs and nobody used since.
+
+        Not what is dearer to fetch again, by the byte, than what went of its image: small blobs, most often, which take
+        little room and cost a request each, whatever became of their image.
+        """
         for image in list(self._broken):
-            for slot in self._members.get(image, ()):
-                if table.resident[slot] and all(
-                    self._broken.get(other, -1) >= table.seen[slot] for other in self._of[slot]
+            members = self._members.get(image, ())
+            gone = max((table.price[slot] for slot in members if not table.resident[slot]), default=0)
+            for slot in members:
+                if (
+                    table.resident[slot]
+                    and table.price[slot] <= gone
+                    and all(self._broken.get(other, -1) >= table.seen[slot] for other in self._of[slot])
                 ):
                     yield slot
 
     def left_by(self, slot: int, table: Table, taken: Container[int]) -> Iterator[int]:
-        """What no whole image would need any more if ``slot`` went too, beside those ``taken``."""
+        """What no whole image would need any more if ``slot`` went too, beside those ``taken``, and is no dearer."""
         lost = set(self._of.get(slot, ()))
         for image in list(lost):
             for other in self._members[image]:
                 here = other != slot and other not in taken and table.resident[other]
-                if here and all(each in lost or each in self._broken for each in self._of[other]):
+                if here and table.price[other] <= table.price[slot] and all(each in lost or each in self._broken for each in self._of[other]):
                     yield other
 
     def dump(self, places: dict[str, dict[int, int]]) -> dict[str, list[list[object]]]:
