@@ -79,7 +79,8 @@ class Images:
         for image in list(lost):
             for other in self._members[image]:
                 here = other != slot and other not in taken and table.resident[other]
-                if here and table.price[other] <= table.price[slot] and all(each in lost or each in self._broken for each in self._of[other]):
+                dearer = table.price[other] > table.price[slot]
+                if here and not dearer and all(each in lost or each in self._broken for each in self._of[other]):
                     yield other
 
     def dump(self, places: dict[str, dict[int, int]]) -> dict[str, list[list[object]]]:
