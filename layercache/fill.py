@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from itertools import chain
 from typing import Protocol
 
 from layercache.control import Control, Progress
 from layercache.errors import IntegrityError, InUseError, NotFoundError, StoreError
+from layercache.integrity import Verifier
 from layercache.metrics import Ledger
 from layercache.oci import Descriptor, DiffID, Repository
-from layercache.store import Blob, Generation, Ingest
+from layercache.store import Arriving, Blob, Generation, Ingest
 
-__all__ = ["Fetch", "Source", "fill", "mend", "tee"]
+__all__ = ["Fetch", "Source", "fill", "mend", "through"]
 
 _log = logging.getLogger("layercache")
 
@@ -163,7 +165,118 @@ def mend(generation: Generation, blob: Blob, fetch: Callable[[int, int], Iterato
     return True
 
 
-def tee(pieces: Iterator[bytes], ingest: Ingest, descriptor: Descriptor, *, origin: str) -> Iterator[bytes]:
+def through(
+    generation: Generation, descriptor: Descriptor, fetch: Fetch, *, origin: str, control: Control
+) -> Generator[bytes | memoryview, None, None]:
+    """Yield a blob's bytes as they arrive: from here, behind whoever writes it, or stored on the way by this call.
+
+    The last piece comes only once size and digest of all of them are right. Where a writer dies, this call goes on in
+    his place; where he makes no progress, or the store fails, the rest comes past it. A piece is valid until the next.
+
+    :raises IntegrityError: instead of the last piece, when size or digest is wrong.
+    :raises NamespacePurgedError: once the namespace was purged.
+    """
+    taken = Verifier(descriptor.digest, descriptor.size)
+    pieces: Iterator[bytes | memoryview] | None
+    try:
+        pieces = _first(generation, descriptor, fetch, origin=origin)
+    except (StoreError, InUseError) as error:
+        _log.warning("%s streams past the cache: %s", descriptor.digest, error)
+        pieces, proven = fetch(0), False
+    else:
+        proven = pieces is not None
+        pieces = pieces or _behind(generation, descriptor, fetch, taken, origin=origin, control=control)
+    if proven:  # what gives it compares it already
+        yield from pieces
+        return
+    for piece in pieces:
+        taken.feed(piece)
+        if taken.taken == descriptor.size:
+            taken.finish()
+        yield piece
+    taken.finish()
+
+
+def _first(
+    generation: Generation, descriptor: Descriptor, fetch: Fetch, *, origin: str
+) -> Iterator[bytes | memoryview] | None:
+    """Return all of a blob from here, or stored on the way; ``None`` where somebody else is at it, or was."""
+    try:
+        return _closing(generation.open(descriptor.digest))
+    except NotFoundError:
+        pass
+    ingest = generation.begin(descriptor)
+    if ingest is None:
+        return None
+    if ingest.offset:
+        ingest.suspend()
+        return None
+    return _tee(fetch(0), ingest, descriptor, origin=origin)
+
+
+def _closing(blob: Blob, start: int = 0) -> Iterator[memoryview]:
+    with blob:
+        yield from blob.chunks(start)
+
+
+def _behind(
+    generation: Generation,
+    descriptor: Descriptor,
+    fetch: Fetch,
+    taken: Verifier,
+    *,
+    origin: str,
+    control: Control,
+) -> Iterator[bytes | memoryview]:
+    """Yield the pieces from ``taken`` on, which counts them as they are used, wherever they come from next."""
+    idle = 0.0
+    try:
+        while taken.taken < descriptor.size and idle < _NO_PROGRESS:
+            control.checkpoint()
+            try:
+                blob = generation.open(descriptor.digest)
+            except NotFoundError:
+                pass
+            else:
+                yield from _closing(blob, taken.taken)
+                return
+            ingest = generation.begin(descriptor)
+            before = taken.taken
+            try:
+                arriving = Arriving.of(generation, descriptor)
+                if arriving is not None:
+                    with closing(arriving):
+                        yield from arriving.chunks(before)
+            except BaseException:
+                if ingest is not None:
+                    ingest.suspend()
+                raise
+            if ingest is not None:  # the writer is gone
+                yield from _rest(ingest, descriptor, fetch, taken, origin=origin)
+                return
+            idle = 0.0 if taken.taken > before else idle + _POLL
+            if taken.taken == before:
+                control.wait(_POLL)
+    except (StoreError, InUseError) as error:
+        _log.warning("%s streams past the cache: %s", descriptor.digest, error)
+    if taken.taken < descriptor.size:
+        yield from fetch(taken.taken)
+
+
+def _rest(
+    ingest: Ingest, descriptor: Descriptor, fetch: Fetch, taken: Verifier, *, origin: str
+) -> Iterator[bytes | memoryview]:
+    """Write a blob from where ``ingest`` is; yield it from where ``taken`` is."""
+    skip = taken.taken - ingest.offset
+    for piece in _tee(fetch(ingest.offset), ingest, descriptor, origin=origin):
+        if skip >= len(piece):
+            skip -= len(piece)
+            continue
+        yield piece[skip:]
+        skip = 0
+
+
+def _tee(pieces: Iterator[bytes], ingest: Ingest, descriptor: Descriptor, *, origin: str) -> Iterator[bytes]:
     """Yield the pieces as they come and store them on the way; the last one comes only once all of it is right.
 
     A store that fails in between does not end the stream.

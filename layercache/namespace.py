@@ -17,7 +17,7 @@ from layercache.clients import Clients
 from layercache.contents import Contents, as_digest
 from layercache.control import Control, Progress
 from layercache.errors import InUseError, NotFoundError, StoreError
-from layercache.fill import fill, tee
+from layercache.fill import fill, through
 from layercache.image import Image
 from layercache.integrity import CHUNK
 from layercache.inventory import (
@@ -190,8 +190,9 @@ class Namespace(Contents):
     ) -> stream.ByteStream:
         """Return a blob's bytes as they arrive, stored on the way where the store can take them.
 
-        The last piece is held back until size and digest are right: whoever read to the end has read the blob. A blob
-        that is here is read from here.
+        Where another thread or process is fetching it, they are read behind that one, and fetched once; should it die,
+        this one goes on. The last piece is held back until size and digest are right: whoever read to the end has read
+        the blob. A blob that is here is read from here.
 
         :raises IntegrityError: from a read, instead of the last piece.
         """
@@ -200,20 +201,17 @@ class Namespace(Contents):
         control, ledger = Control(timeout=timeout, cancel=cancel), Ledger()
         registry = self._registry(repository, plain_http)
 
-        def fetch() -> Iterator[bytes]:
-            return registry.fetch(repository, descriptor, control=control, ledger=ledger)
+        def fetch(offset: int) -> Iterator[bytes]:
+            return registry.fetch(repository, descriptor, offset=offset, control=control, ledger=ledger)
 
         try:
             blob, home = self._open_or_home(descriptor, repository, control)
-            if blob is not None:
-                return stream.ByteStream(blob.chunks(), on_close=blob.close)
-            ingest = home.begin(descriptor, resume=False)
         except (StoreError, InUseError) as error:
             _log.warning("%s streams past the cache: %s", descriptor.digest, error)
-            ingest = None
-        if ingest is None:
-            return stream.ByteStream(stream.verified(fetch(), descriptor))
-        return stream.ByteStream(tee(fetch(), ingest, descriptor, origin=str(repository)), on_close=ingest.abort)
+            return stream.ByteStream(stream.verified(fetch(0), descriptor))
+        if blob is not None:
+            return stream.ByteStream(blob.chunks(), on_close=blob.close)
+        return stream.ByteStream(through(home, descriptor, fetch, origin=str(repository), control=control))
 
     def _open_or_home(
         self, descriptor: Descriptor, repository: Repository, control: Control

@@ -3,6 +3,7 @@
 Outside code imports from here only. The store never fetches: it is fed. docs/format.md says what it writes.
 """
 
+from layercache.store._arriving import Arriving
 from layercache.store._generation import Generation
 from layercache.store._grants import Grant, as_granted, grant, granted, grants, lend, revoke
 from layercache.store._ingest import Ingest
@@ -20,6 +21,7 @@ from layercache.store._store import Store, Tenancy
 __all__ = [
     "PUBLIC",
     "Amount",
+    "Arriving",
     "Blob",
     "Budget",
     "Generation",

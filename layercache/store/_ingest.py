@@ -7,12 +7,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from layercache.errors import FormatError, LayerCacheError
-from layercache.integrity import CHUNK, SUM_SIZE, Verifier, chunk_range
+from layercache.integrity import CHUNK, SUM_SIZE, Verifier
 from layercache.oci import Descriptor, DiffID, MediaType
+from layercache.store._arriving import whole_chunks
 from layercache.store._disk import Dir, File
 from layercache.store._faults import store_error
 from layercache.store._files import temporary
-from layercache.store._form import Buffer, Reader
+from layercache.store._form import Buffer
 from layercache.store._layout import META, Meta, Partial
 from layercache.store._read import Blob
 from layercache.store._space import footprint, unused
@@ -179,7 +180,6 @@ class Ingest:
     def _take_over(self, sums_file: File) -> None:
         disk, form = self._disk, self._generation.form
         sums = bytearray(disk.fstat(sums_file).size // SUM_SIZE * SUM_SIZE)
-        held = min(disk.fstat(self._file).size - self._head, self._size)
         del sums[disk.read(sums_file, sums, 0) :]
         head = bytearray(self._head)
         del head[disk.read(self._file, head, 0) :]
@@ -189,24 +189,12 @@ class Ingest:
         except FormatError:
             return  # nothing to go on with; the writer is still the one that begins anew
         try:
-            self._take_chunks(reader, sums, held)
+            for chunk, total in whole_chunks(disk, self._file, reader, sums, head=self._head, size=self._size):
+                self._verifier.feed(chunk)
+                self._writer.keep(chunk, total)
         finally:
             reader.close()
         self._kept = len(self._writer.sums)
-
-    def _take_chunks(self, reader: Reader, sums: bytearray, held: int) -> None:
-        disk = self._disk
-        stored, content = memoryview(bytearray(CHUNK + SUM_SIZE)), memoryview(bytearray(CHUNK))
-        for index in range(len(sums) // SUM_SIZE):
-            start, end = chunk_range(index, self._size)
-            view = content[: max(0, end - start)]
-            raw = stored if reader.apart else view
-            if not view or end > held or disk.read(self._file, raw[: len(view)], self._head + start) < len(view):
-                break
-            if reader.unpack(raw, view, start, sums) is not None:
-                break
-            self._verifier.feed(view)
-            self._writer.keep(view, bytes(sums[index * SUM_SIZE : (index + 1) * SUM_SIZE]))
 
     def _retract(self, blobs: Dir, metas: Dir, *, meta_too: bool) -> None:
         """Undo a publication that came to no good end, as far as the disk lets us; recovery does the rest."""

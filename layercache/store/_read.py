@@ -95,8 +95,8 @@ class Blob:
 
         self.meta, self._check_live, self.lent = meta, both, True
 
-    def chunks(self) -> Iterator[memoryview]:
-        """Yield the content in order, verified. A piece is valid until the next one is asked for.
+    def chunks(self, start: int = 0) -> Iterator[memoryview]:
+        """Yield the content from ``start`` on, where a chunk begins, verified. A piece is valid until the next one.
 
         The first piece is small (64 KiB), the next ends at 1 MiB, later ones are 8 MiB.
 
@@ -106,7 +106,6 @@ class Blob:
         buffer = _take()
         try:
             view = memoryview(buffer)
-            start = 0
             while start < self.size:
                 end = min(self.size, FIRST if start < FIRST else CHUNK if start < CHUNK else start + _STRIDE)
                 piece = view[: end - start]
