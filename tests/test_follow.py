@@ -83,7 +83,7 @@ def test_what_is_whole_comes_before_the_writer_is_done_and_the_rest_after(genera
 
 
 def test_the_last_piece_is_never_one_that_is_wrong(generation):
-    """Behind a writer whose source lies about the last byte: it is proven, by whoever has read the rest, or an error."""
+    """Behind a writer whose source lies about the last byte it is proven by who has read the rest, or an error."""
     got = bytearray()
     with write(generation, SIZE, DATA[:-1] + bytes([DATA[-1] ^ 1])) as ingest:
         pieces = follow(generation, Source())
@@ -257,8 +257,10 @@ def test_a_killed_leader_is_followed_by_a_reader_in_another_process(root, script
                 read.read()
         finally:
             os._exit(1)
+    end = time.monotonic() + 20
+    while not list(root.glob("data/*/in/*")) and time.monotonic() < end:  # it leads
+        time.sleep(0.01)
     with LayerCache(root, janitor=False) as cache:
-        time.sleep(0.3)
         with cache.namespace("acme").stream(WHAT, repository) as read:
             got = read.read(2 * CHUNK)
             os.kill(pid, signal.SIGKILL)
