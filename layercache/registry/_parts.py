@@ -255,9 +255,10 @@ class _Parts:
             with closing(self._ask(at, part.end - at, strict=True, control=control)) as pieces:
                 for piece in pieces:
                     with self._changed:
+                        before = part.at
                         part.take(at, piece)
                         at += len(piece)
-                        if part.done:
+                        if part.done and part.at > before:  # it was the first to get there
                             for other in part.transfers:
                                 if other is not control:
                                     other.stop()
