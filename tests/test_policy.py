@@ -122,14 +122,20 @@ def test_when_a_blob_of_an_image_goes_the_rest_follows_but_for_what_whole_images
     assert names(policy.victims(10)) == ["base"]  # whole again: the plain order
 
 
-def test_what_is_dearer_by_the_byte_than_what_went_of_its_image_stays() -> None:
+def test_what_costs_more_or_less_by_the_byte_than_what_went_of_its_image_stays_in_its_place() -> None:
     policy = Policy("lru", capacity=10**9)
     for key, size in (("large", 10**8), ("small", 10**3), ("like", 10**8), ("x", 10**8)):
         policy.insert(key, size, namespace="n")
     policy.image("a", ["large", "small", "like"], namespace="n")
     assert [(v.key, v.why) for v in policy.victims(3 * 10**8)][:2] == [("large", "value"), ("like", "image")]
     policy.evict("large")
-    assert names(policy.victims(2 * 10**8)) == ["like", "small", "x"]  # in its place in the order, not before it
+    assert names(policy.victims(2 * 10**8)) == ["like", "small", "x"]
+    for key in ("large", "small"):
+        policy.insert(key, 10**8 if key == "large" else 10**3, namespace="n")
+    policy.image("a", ["large", "small", "like"], namespace="n")
+    policy.evict("small")
+    assert names(policy.victims(10**8)) == ["like"]  # the oldest, whatever became of the small one
+    assert policy.victims(10**8)[0].why == "value"
 
 
 def test_the_rest_of_an_image_that_was_used_since_is_spared() -> None:

@@ -57,30 +57,26 @@ class Images:
             self._drop(image)
 
     def rest(self, table: Table) -> Iterator[int]:
-        """What broken images left here, that no whole image needs and nobody used since.
-
-        Not what is dearer to fetch again, by the byte, than what went of its image: small blobs, most often, which take
-        little room and cost a request each, whatever became of their image.
-        """
+        """What broken images left here, that no whole image needs and nobody used since: as dear as what went of it."""
         for image in list(self._broken):
             members = self._members.get(image, ())
-            gone = max((table.price[slot] for slot in members if not table.resident[slot]), default=0)
+            gone = {table.price[slot] for slot in members if not table.resident[slot]}
             for slot in members:
                 if (
                     table.resident[slot]
-                    and table.price[slot] <= gone
+                    and any(_alike(table.price[slot], price) for price in gone)
                     and all(self._broken.get(other, -1) >= table.seen[slot] for other in self._of[slot])
                 ):
                     yield slot
 
     def left_by(self, slot: int, table: Table, taken: Container[int]) -> Iterator[int]:
-        """What no whole image would need any more if ``slot`` went too, beside those ``taken``, and is no dearer."""
+        """What no whole image would need any more if ``slot`` went too, and is as dear, beside those ``taken``."""
         lost = set(self._of.get(slot, ()))
         for image in list(lost):
             for other in self._members[image]:
                 here = other != slot and other not in taken and table.resident[other]
-                dearer = table.price[other] > table.price[slot]
-                if here and not dearer and all(each in lost or each in self._broken for each in self._of[other]):
+                alike = here and _alike(table.price[other], table.price[slot])
+                if alike and all(each in lost or each in self._broken for each in self._of[other]):
                     yield other
 
     def dump(self, places: dict[str, dict[int, int]]) -> dict[str, list[list[object]]]:
@@ -117,3 +113,12 @@ class Images:
             if not images:
                 del self._of[slot]
         self._broken.pop(image, None)
+
+
+def _alike(price: int, other: int) -> bool:
+    """Whether two blobs cost about the same to fetch again, by the byte.
+
+    What does not follows no blob of its image: a small one takes little room and costs a request of its own, and a
+    large one is a lot to fetch again because a small one went.
+    """
+    return 4 * min(price, other) >= 3 * max(price, other)

@@ -194,6 +194,7 @@ def run(
         def make() -> Disk:
             cutting, disk = _disk(root, 1)
             disks.append(cutting)
+            cutting.survives = finish == "same"
             if point.scenario == "first-open":  # everything it does counts, from the first entry on
                 cutting.arm(point.mode, point.cuts[0])
             return disk
@@ -204,7 +205,6 @@ def run(
             disks[0].arm(point.mode, point.cuts[0])
         if without:
             disks[0].forget(_FLUSHES[without])
-        disks[0].survives = finish == "same"
         try:
             scenario.act(actor)
         except LayerCacheError:  # said by its step
