@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LARGE", "Filled", "WorkerLostError", "Workers"]
 
+_log = logging.getLogger("layercache")
+
 LARGE = 32 << 20
 """Bytes from which on a blob is worth a worker: one takes a third of a second to start."""
 
@@ -54,9 +56,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-_log = logging.getLogger("layercache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ class Workers:
         """Return a blob, open and leased, fetched into the generation where it is not there.
 
         On this thread, with ``fetch``, as long as the host's threads let it; by a worker once they do not, from where
-        it is then. So does a large blob that a registry has (``remote``); any other is fetched here.
+        it is then. Only a large blob that a registry has (``remote``) is for a worker.
 
         ``meter`` is told how long its source took. Raises as :func:`layercache.fill.fill`.
         """
