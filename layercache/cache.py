@@ -34,7 +34,8 @@ __all__ = ["LayerCache", "default_root"]
 _log = logging.getLogger("layercache")
 
 _JOBS = 4
-_WORKERS = 2
+_CORES = 4
+"""From so many on a second worker finds one to run on."""
 
 # A forked child shares nothing with its parent: not the root's locks, not its sockets, and not a lock that another
 # thread of the parent may have held. Each side opens its own at its next call.
@@ -87,7 +88,7 @@ class LayerCache:
         *,
         platform: Platform | str | None = None,
         jobs: int = _JOBS,
-        workers: int = _WORKERS,
+        workers: int | None = None,
         budget: int | str | None = None,
         keep_free: int | str | None = None,
         watermarks: tuple[float, float] = (0.95, 0.90),
@@ -102,6 +103,8 @@ class LayerCache:
     ) -> None:
         if jobs < 1:
             raise ValueError("jobs must be at least 1")
+        if workers is None:
+            workers = 1 if (os.cpu_count() or 1) < _CORES else 2
         if workers < 0:
             raise ValueError("workers must not be negative")
         self._listed = PublicRepositories.of(public)

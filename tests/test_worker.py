@@ -206,7 +206,7 @@ def test_a_host_that_gets_busy_hands_over_what_has_begun(cache, scripted, monkey
 def test_there_are_no_more_than_asked_for_and_they_share_the_work(root, scripted):
     layers = [random.Random(number).randbytes(2 << 20) for number in range(6)]
     scripted.add(build_image(layers, platform="linux/amd64", compression="none"), "demo/many", "1")
-    with LayerCache(root, platform="linux/amd64", janitor=False, jobs=6) as cache:
+    with LayerCache(root, platform="linux/amd64", janitor=False, jobs=6, workers=2) as cache:
         scripted.fault("blobs/*", Drip(rate=4 << 20, size=1 << 18), times=None)
         with cache.namespace("acme").pull(f"{scripted.host}/demo/many:1") as pulled:
             assert sum(blob.worker for blob in pulled.report.blobs) == 6

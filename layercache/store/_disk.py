@@ -229,6 +229,7 @@ class Disk(Protocol):
 
 _H = TypeVar("_H", bound=Handle)
 
+_LARGE = 1 << 20  # bytes of a read for which it is worth asking the page cache first
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 """NONBLOCK: a planted fifo must not make us wait for a writer."""
@@ -336,7 +337,8 @@ class PosixDisk:
         return self._regular(os.open(name, _PLAIN, dir_fd=at.fd), name)
 
     def read(self, file: File, into: Buffer, offset: int) -> int:
-        done = os.preadv(file.fd, [into], offset)
+        done = _kernel.read_cached(file.fd, memoryview(into), offset) if len(into) >= _LARGE else 0
+        done = done or os.preadv(file.fd, [into], offset)
         if 0 < done < len(into):
             view = memoryview(into)
             while (count := os.preadv(file.fd, [view[done:]], offset + done)) > 0:

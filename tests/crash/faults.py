@@ -38,7 +38,7 @@ from tests.crash.scenarios import SCENARIOS, Actor, Event, Promises, read_events
 __all__ = ["Call", "Point", "main", "points", "run", "trace", "unavailable"]
 
 _CALLS = (
-    "openat,mkdirat,pwrite64,preadv,pread64,fsync,fdatasync,fallocate,ftruncate,sync_file_range,renameat,renameat2,"
+    "openat,mkdirat,pwrite64,preadv,preadv2,pread64,fsync,fdatasync,fallocate,ftruncate,sync_file_range,renameat,renameat2,"
     "unlinkat,getdents64,newfstatat,fstat,fstatfs,flock,fcntl,close,utimensat,fchown,fchownat,linkat"
 )
 _CHANGING = {"openat", "mkdirat", "pwrite64", "fsync", "fdatasync", "fallocate", "ftruncate", "renameat", "renameat2"}
