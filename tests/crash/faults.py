@@ -366,7 +366,7 @@ def run(point: Point, *, finish: str = "open") -> Outcome:
         faulty = not killed and not (point.harmless and point.call != "close")
         promises = Promises(faulty=faulty, unlocked=point.call == "flock")
         promises.hear(outcome.events)
-        if point.call in ("preadv", "pread64") and point.fault == "EIO":
+        if point.call in ("preadv", "preadv2", "pread64") and point.fault == "EIO":
             promises.unreadable()
         outcome.findings += promises.findings
         if life.hung:
