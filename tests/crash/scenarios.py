@@ -529,6 +529,8 @@ class Promises:
         """Take note that the disk said it cannot read something: that is moved aside, and fetched again."""
         for known in (self.blobs, self.grants):
             known.update({key: "maybe" for key, state in known.items() if state == "present"})
+        for meant in self.refs.values():
+            meant.add(None)
         self.quarantined = True
 
     def _hear(self, event: Event) -> None:
