@@ -61,8 +61,8 @@ class LayerCache:
     :param platform: what to choose from a multi-platform image. Default: this host's.
     :param jobs: transfers at once, of one pull.
     :param workers: the most processes for large fills (32 MiB and more), so that this process's own threads do not
-        starve them; they start when there is work and end a minute after it. 0, or a host that lets none be started:
-        all is done on threads.
+        starve them; they start when those threads hold the GIL, and end a minute after their work. Default: one, two
+        from four cores on. 0, or a host that lets none be started: all is done on threads.
     :param budget: the most that the root may take on its disk, everything below it counted: ``"200GiB"``, ``"80%"`` of
         the filesystem, or bytes. Default: what was given for this root last, else 80 %. What does not fit is evicted
         for, or passed through.

@@ -13,7 +13,7 @@ from layercache.errors import IntegrityError, InUseError, NotFoundError, StoreEr
 from layercache.integrity import Verifier
 from layercache.metrics import Ledger
 from layercache.oci import Descriptor, DiffID, Repository
-from layercache.store import Arriving, Blob, Generation, Ingest
+from layercache.store import Arriving, Blob, Generation, Ingest, arrived
 
 __all__ = ["Fetch", "Source", "fill", "mend", "through"]
 
@@ -72,11 +72,8 @@ def fill(
     seen, idle = -1, 0.0
     while True:
         control.checkpoint()
-        try:
-            blob = generation.open(descriptor.digest)
-        except NotFoundError:
-            pass
-        else:
+        blob = _here(generation, descriptor)
+        if blob is not None:
             if seen >= 0:
                 _settle(generation, blob)
             return blob, False
@@ -94,13 +91,20 @@ def fill(
             return blob, True
         with ledger.span("wait"):
             control.wait(_POLL)
-        now = generation.arrived(descriptor)
+        now = arrived(generation, descriptor)
         control.report(Progress(descriptor.digest, descriptor.size, now, "waiting"))
         seen, idle = (now, 0.0) if now != seen else (seen, idle + _POLL)
         if idle >= _NO_PROGRESS:
             raise InUseError(
                 f"whoever fetches {descriptor.digest} makes no progress", hint="look for a stopped process"
             )
+
+
+def _here(generation: Generation, descriptor: Descriptor) -> Blob | None:
+    try:
+        return generation.open(descriptor.digest)
+    except NotFoundError:
+        return None
 
 
 def _settle(generation: Generation, blob: Blob) -> None:
@@ -201,10 +205,9 @@ def _first(
     generation: Generation, descriptor: Descriptor, fetch: Fetch, *, origin: str
 ) -> Iterator[bytes | memoryview] | None:
     """Return all of a blob from here, or stored on the way; ``None`` where somebody else is at it, or was."""
-    try:
-        return _closing(generation.open(descriptor.digest))
-    except NotFoundError:
-        pass
+    blob = _here(generation, descriptor)
+    if blob is not None:
+        return _closing(blob)
     ingest = generation.begin(descriptor)
     if ingest is None:
         return None
@@ -233,11 +236,8 @@ def _behind(
     try:
         while taken.taken < descriptor.size and idle < _NO_PROGRESS:
             control.checkpoint()
-            try:
-                blob = generation.open(descriptor.digest)
-            except NotFoundError:
-                pass
-            else:
+            blob = _here(generation, descriptor)
+            if blob is not None:
                 yield from _closing(blob, taken.taken)
                 return
             ingest = generation.begin(descriptor)

@@ -28,7 +28,7 @@ from layercache.errors import (
 )
 from layercache.integrity import CHUNK, FIRST
 from layercache.oci import OCTET_STREAM, Descriptor, Digest, Platform, Reference
-from layercache.store import Blob, Generation, NamespaceName, Ref, Store, _slots, _store
+from layercache.store import Blob, Generation, NamespaceName, Ref, Store, _slots, _store, arrived
 from layercache.store import _generation as generation_room
 from layercache.store._disk import PosixDisk
 
@@ -192,7 +192,7 @@ def test_an_interrupted_blob_goes_on_where_it_stopped(root, generation):
     data = content(7 * CHUNK + 11)
     first = generation.begin(described(data))
     first.feed(data[: 5 * CHUNK + 1000])
-    assert generation.arrived(described(data)) == 5 * CHUNK + 1000
+    assert arrived(generation, described(data)) == 5 * CHUNK + 1000
     first.suspend()
 
     second = generation.begin(described(data))

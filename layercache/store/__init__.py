@@ -3,7 +3,7 @@
 Outside code imports from here only. The store never fetches: it is fed. docs/format.md says what it writes.
 """
 
-from layercache.store._arriving import Arriving
+from layercache.store._arriving import Arriving, arrived
 from layercache.store._generation import Generation
 from layercache.store._grants import Grant, as_granted, grant, granted, grants, lend, revoke
 from layercache.store._ingest import Ingest
@@ -37,6 +37,7 @@ __all__ = [
     "Seal",
     "Store",
     "Tenancy",
+    "arrived",
     "as_granted",
     "check_pin_name",
     "grant",

@@ -14,7 +14,16 @@ from layercache.store._form import Buffer, Reader
 if TYPE_CHECKING:
     from layercache.store._generation import Generation
 
-__all__ = ["Arriving", "whole_chunks"]
+__all__ = ["Arriving", "arrived", "whole_chunks"]
+
+
+def arrived(generation: Generation, descriptor: Descriptor) -> int:
+    """Return the bytes that whoever writes this blob now has written so far."""
+    disk, form = generation.disk, generation.form
+    partial = form.partial(descriptor.digest, descriptor.size, disk.boot)
+    with generation.guarding(f"look for {descriptor.digest}"):
+        status = disk.stat(generation.incoming, partial.data)
+    return 0 if status is None else max(0, status.size - form.head)
 
 
 def whole_chunks(

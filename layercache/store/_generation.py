@@ -221,13 +221,6 @@ class Generation:
         self.health.check()
         return _ingest.begin(self, descriptor, resume=resume)
 
-    def arrived(self, descriptor: Descriptor) -> int:
-        """Return the bytes that whoever writes this blob now has written so far."""
-        partial = self.form.partial(descriptor.digest, descriptor.size, self.disk.boot)
-        with self.guarding(f"look for {descriptor.digest}"):
-            status = self.disk.stat(self.incoming, partial.data)
-        return 0 if status is None else max(0, status.size - self.form.head)
-
     def settle(self, digest: Digest) -> None:
         """Make a blob that another writer published as durable as one's own: he may have died before his last fsync."""
         name = self.form.blob_name(digest)

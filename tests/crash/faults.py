@@ -42,7 +42,7 @@ _CALLS = (
     "unlinkat,getdents64,newfstatat,fstat,fstatfs,flock,fcntl,close,utimensat,fchown,fchownat,linkat"
 )
 _CHANGING = {"openat", "mkdirat", "pwrite64", "fsync", "fdatasync", "fallocate", "ftruncate", "renameat", "renameat2"}
-_INTERRUPTIBLE = {"openat", "pwrite64", "preadv", "fsync", "fallocate", "ftruncate", "close", "flock"}
+_INTERRUPTIBLE = {"openat", "pwrite64", "preadv", "preadv2", "fsync", "fallocate", "ftruncate", "close", "flock"}
 _LINE = re.compile(r"^(?:\d+\s+)?(\w+)\((.*)\)\s+= (\S+)")
 _FINISHES = ("open", "same", "cli")
 _SHORT = 16  # as many zero bytes begin each piece

@@ -24,6 +24,12 @@ def test_every_call_may_fail_or_be_the_last(record_property):
     sweeps.finish(lanes, record_property)
 
 
+def test_what_is_injected_into_is_what_the_store_calls():
+    """A call that the C library makes under another name would be looked for in vain, and never fail."""
+    seen = {call.name for scenario in ("get", "put", "purge") for call in faults.trace(scenario)}
+    assert {"openat", "preadv2", "pwrite64", "fsync", "renameat2", "unlinkat", "flock", "close"} <= seen
+
+
 @pytest.mark.parametrize("finish", ["same", "cli"])
 def test_whoever_comes_finishes_a_purge(finish, record_property):
     """Also the process that met the fault, when it tries again, and the command: the receipts are then whole."""
