@@ -506,7 +506,7 @@ class Promises:
 
     ``faulty``: calls failed while the process lived on. Then a failed put must not have become visible, a purge may say
     that it could not remove everything yet, and damage may have stayed where it was.
-    ``unlocked``: it was a lock that failed. The last one of a put is taken when others may have the blob already.
+    ``unlocked``: it was a lock or a read that failed. The last of a put come when others may have the blob already.
     """
 
     faulty: bool
