@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import inspect
 import math
 import os
@@ -455,6 +456,26 @@ def test_a_limit_of_processes_is_such_a_host(cache, served, monkeypatch):
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_closed_cache_leaves_no_descriptor_to_the_collector(root, served, workers):
+    """Serving runtimes turn it off: nothing of a pull may be in a cycle."""
+    with LayerCache(root, platform="linux/amd64", janitor=False, workers=workers) as cache:
+        cache.namespace("acme").pull(served).close()
+    until(lambda: not [one for one in threading.enumerate() if one.name == "layercache-worker"])
+    gc.collect()
+    before = descriptors()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with LayerCache(root, platform="linux/amd64", janitor=False, workers=workers) as cache:
+                cache.namespace("acme").pull(served).close()
+                cache.namespace("acme").purge()
+        del cache
+        until(lambda: descriptors() <= before)
+    finally:
+        gc.enable()
 
 
 def test_a_closed_cache_leaves_no_process_descriptor_or_thread(root, served):

@@ -48,37 +48,45 @@ def descend(
     :raises InvalidManifestError: if an index leads back to itself.
     :raises LimitError: over three levels of indexes, 64 documents or 10,000 descriptors.
     """
-    seen: list[Index] = []
-    done: set[Digest] = set()
+    search = _Search(platform, load, allow_unspecified=allow_unspecified)
+    found = search.walk(root, ())
+    if found is None:
+        raise _absent(search.seen, platform)
+    return found
 
-    def walk(descriptor: Descriptor, above: tuple[Digest, ...]) -> tuple[Descriptor, Manifest] | None:
+
+class _Search:
+    # A class: a function that calls itself is a cycle, and would keep what loads until it is collected.
+    def __init__(
+        self, platform: Platform, load: Callable[[Descriptor], Manifest | Index], *, allow_unspecified: bool
+    ) -> None:
+        self._platform, self._load, self._allow_unspecified = platform, load, allow_unspecified
+        self.seen: list[Index] = []
+        self._done: set[Digest] = set()
+
+    def walk(self, descriptor: Descriptor, above: tuple[Digest, ...]) -> tuple[Descriptor, Manifest] | None:
         if descriptor.digest in above:
             raise InvalidManifestError("an index leads back to itself", value=str(descriptor.digest))
-        if descriptor.digest in done:
+        if descriptor.digest in self._done:
             return None
         if len(above) == MAX_INDEXES and descriptor.media_type.is_index:
             raise LimitError(f"more than {MAX_INDEXES} indexes inside each other")
-        if len(seen) == _MAX_LOADS:
-            raise LimitError(f"more than {_MAX_LOADS} nested indexes without an image for {platform}")
-        document = load(descriptor)
+        if len(self.seen) == _MAX_LOADS:
+            raise LimitError(f"more than {_MAX_LOADS} nested indexes without an image for {self._platform}")
+        document = self._load(descriptor)
         if isinstance(document, Manifest):
             return descriptor, document
         if len(above) == MAX_INDEXES:
             raise LimitError(f"more than {MAX_INDEXES} indexes inside each other")
-        seen.append(document)
-        if sum(len(index.manifests) for index in seen) > MAX_DESCRIPTORS:
+        self.seen.append(document)
+        if sum(len(index.manifests) for index in self.seen) > MAX_DESCRIPTORS:
             raise LimitError(f"more than {MAX_DESCRIPTORS} descriptors in nested indexes")
-        for entry in _choices(document, platform, allow_unspecified=allow_unspecified):
-            found = walk(entry, (*above, descriptor.digest))
+        for entry in _choices(document, self._platform, allow_unspecified=self._allow_unspecified):
+            found = self.walk(entry, (*above, descriptor.digest))
             if found is not None:
                 return found
-        done.add(descriptor.digest)
+        self._done.add(descriptor.digest)
         return None
-
-    found = walk(root, ())
-    if found is None:
-        raise _absent(seen, platform)
-    return found
 
 
 def _choices(index: Index, platform: Platform, *, allow_unspecified: bool) -> Iterator[Descriptor]:
